@@ -1,0 +1,84 @@
+"""Randomness as data: every draw is a function of (seed, purpose, global sample position).
+
+Nothing here depends on workers, ranks, how a batch is split, or on what was drawn before. Small draws come from a
+keyed hash and so are the same on every platform; image-sized noise comes from a generator seeded per sample on the
+device that needs it, and its bits may differ between kinds of devices.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _digest(parts: tuple[int | str, ...], size: int) -> bytes:
+    return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=size).digest()
+
+
+def _round(half: int, key: int, i: int, mask: int) -> int:
+    z = (half + key + (i + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF  # splitmix64 (Steele et al. 2014)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) & mask
+
+
+def permuted(k: int, n: int, key: int) -> int:
+    """Where a keyed bijection of [0, n) sends k: a Feistel network walked along its cycle until it lands in range.
+
+    Takes O(1) memory for any n, so that an epoch's order is random access.
+    """
+    assert 0 <= k < n
+    bits = max(1, ((n - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = k >> bits, k & mask
+        for i in range(6):
+            left, right = right, left ^ _round(right, key, i, mask)
+        k = (left << bits) | right
+        if k < n:
+            return k
+
+
+@dataclass(frozen=True, slots=True)
+class Rng:
+    """The source of all draws of a run."""
+
+    seed: int
+
+    def key(self, *parts: int | str) -> int:
+        """A 63-bit integer for (seed, *parts); equal parts give equal keys on every platform."""
+        return int.from_bytes(_digest((self.seed, *parts), 8), "little") >> 1
+
+    def generator(self, *parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator seeded with `key(*parts)`."""
+        return torch.Generator(device).manual_seed(self.key(*parts))
+
+    def uniform(self, purpose: str, pos: Tensor, n: int = 1) -> Tensor:
+        """(B, n) float64 uniforms in the open interval (0, 1), row b a function of (seed, purpose, pos[b])."""
+        assert 1 <= n <= 8
+        rows = [_digest((self.seed, purpose, p), 8 * n) for p in pos.tolist()]
+        words = [[int.from_bytes(row[8 * i : 8 * i + 8], "little") >> 12 for i in range(n)] for row in rows]
+        return (torch.tensor(words, dtype=torch.float64).reshape(len(rows), n) + 0.5) * 2.0**-52
+
+    def normal(self, purpose: str, pos: Tensor, n: int = 1) -> Tensor:
+        """(B, n) float64 standard normals, by inversion of `uniform`."""
+        return torch.special.ndtri(self.uniform(purpose, pos, n))
+
+    def stratified(self, purpose: str, pos: Tensor, batch: int) -> Tensor:
+        """(B,) float64 uniforms; a global batch (positions step·batch …) has one in each of `batch` equal bins."""
+        bins = [permuted(p % batch, batch, self.key(purpose, "strata", p // batch)) for p in pos.tolist()]
+        return (torch.tensor(bins, dtype=torch.float64) + self.uniform(purpose, pos)[:, 0]) / batch
+
+    def noise(self, purpose: str, pos: Tensor, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """(B, *shape) float32 standard normals made on `device`, one re-seeded stream a sample."""
+        out = torch.empty(len(pos), *shape, device=device)
+        generator = torch.Generator(device)
+        for row, p in zip(out, pos.tolist(), strict=True):
+            row.normal_(generator=generator.manual_seed(self.key(purpose, p)))
+        return out
+
+    def sample_id(self, p: int, n: int) -> int:
+        """Which of n samples stands at global position p: each exactly once an epoch, in a new order each epoch."""
+        epoch, k = divmod(p, n)
+        return permuted(k, n, self.key("order", epoch))

@@ -1,0 +1,43 @@
+"""The few types that every floor shares, and the legend of shape letters.
+
+B batch, C channels, H W pixels, h w tokens, L tokens in a row, D features, N heads, E features of a head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+Cond = Mapping[str, Tensor]
+"""What an image is conditioned on: `label` int (B,) with -1 for none, or float rows (B, classes) with a zero row for
+none; `aug` (B, 9); `mapping` (B, K). A backbone says which keys it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Training samples in model space: pixels in [-1, 1], x (B, C, H, W) float32.
+
+    `pos` (B,) int64 holds each sample's global position in the run: the key of all its randomness.
+    """
+
+    x: Tensor
+    cond: Cond
+    pos: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """All the dice of one batch: sigma (B,), noise shaped as x, and which samples (B,) lose their condition."""
+
+    sigma: Tensor
+    noise: Tensor
+    drop: Tensor | None = None
+
+
+class ParamGroup(NamedTuple):
+    """Parameters by name that share a learning-rate factor and whether weight decay applies."""
+
+    names: tuple[str, ...]
+    lr_factor: float
+    decay: bool

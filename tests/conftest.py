@@ -1,0 +1,28 @@
+"""What every test shares: the golden files, computed once with the original systems."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, torch.Tensor]]:
+    """The tensors of a golden file, by its path below tests/goldens without the suffix."""
+    return lambda name: load_file(GOLDENS / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_json() -> Callable[[str], dict]:
+    """The description beside a golden file."""
+    return lambda name: json.loads((GOLDENS / f"{name}.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    torch.manual_seed(0)
