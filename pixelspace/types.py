@@ -3,11 +3,12 @@
 B batch, C channels, H W pixels, h w tokens, L tokens in a row, D features, N heads, E features of a head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Cond = Mapping[str, Tensor]
 """What an image is conditioned on: `label` int (B,) with -1 for none, or float rows (B, classes) with a zero row for
@@ -41,3 +42,23 @@ class ParamGroup(NamedTuple):
     names: tuple[str, ...]
     lr_factor: float
     decay: bool
+
+
+class BackboneConfig(ABC):
+    """A network as a value. What it builds is called as (x (B, C, H, W), c_noise (B,), cond) and returns x's shape; it
+    has `takes` (the keys of cond it reads), `blocks()`, `param_groups()` and the switch `checkpointing`."""
+
+    channels: int
+    num_classes: int
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+
+    @abstractmethod
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError for an image size it cannot hold, naming the next valid ones."""
+
+    @abstractmethod
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one forward pass on one image."""

@@ -1,0 +1,218 @@
+"""Attention over a token grid: everywhere, in a neighborhood, in shifted windows.
+
+Every function takes q, k, v of shape (B, h, w, N, E), already scaled (the softmax scale is 1), and returns the same
+shape. Neighborhoods follow NATTEN (Hassani et al. 2023): each query sees exactly kernel^2 keys, and the window moves
+inward at the borders instead of being padded. One plain reference defines them; the other ways agree with it.
+"""
+
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from pixelspace.errors import ResourceError, UserError
+
+Backend = Literal["auto", "reference", "halo", "flex", "natten"]
+
+TILE = 8  # queries a side of a halo tile; 4 and 16 were slower on CPU
+
+
+def cosine_scaled(q: Tensor, k: Tensor, scale: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """q and k (..., N, E) normalised so that their products are scale (N,) times a cosine (Henry et al. 2020)."""
+    dtype = torch.promote_types(torch.promote_types(q.dtype, scale.dtype), torch.float32)
+    root = scale.to(dtype).sqrt()[:, None]
+
+    def unit(x: Tensor) -> Tensor:
+        return x * (root * (x.to(dtype).square().sum(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+    return unit(q), unit(k)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    mask = mask if mask is None else mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each token attends to all."""
+    h, w = q.shape[1:3]
+    q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
+    return rearrange(_attend(q, k, v), "b n (h w) e -> b h w n e", h=h, w=w)
+
+
+def _additive(allowed: Tensor) -> Tensor:
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+def _window_start(index: Tensor, length: int, kernel: int) -> Tensor:
+    return (index - kernel // 2).clamp(0, length - kernel)
+
+
+def neighborhood_mask(h: int, w: int, kernel: int) -> Tensor:
+    """(h w, h w) bool, row = query: the definition of a neighborhood."""
+
+    def axis(length: int) -> Tensor:
+        keys = torch.arange(length)
+        start = _window_start(keys, length, kernel)[:, None]
+        return (keys >= start) & (keys < start + kernel)
+
+    return torch.kron(axis(h).int(), axis(w).int()).bool()
+
+
+def _neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    h, w = q.shape[1:3]
+    mask = _additive(neighborhood_mask(h, w, kernel).to(q.device))
+    q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
+    return rearrange(_attend(q, k, v, mask), "b n (h w) e -> b h w n e", h=h, w=w)
+
+
+@cache
+def _halo_axis(length: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For tiles of queries along one axis: which keys (tiles, halo) each gathers, and which of them each query
+    (tiles, TILE) may see (tiles, TILE, halo)."""
+    tiles = -(-length // TILE)
+    halo = min(TILE + kernel - 1, length)
+    first = torch.arange(tiles, device=device) * TILE
+    keys = (first - kernel // 2).clamp(0, length - halo)[:, None] + torch.arange(halo, device=device)
+    queries = (first[:, None] + torch.arange(TILE, device=device)).clamp(max=length - 1)  # padding repeats the last one
+    start = _window_start(queries, length, kernel)[:, :, None]
+    return keys, (keys[:, None] >= start) & (keys[:, None] < start + kernel)
+
+
+@cache
+def _halo_mask(h: int, w: int, kernel: int, device: torch.device) -> Tensor:
+    rows, columns = _halo_axis(h, kernel, device)[1], _halo_axis(w, kernel, device)[1]
+    both = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
+    return _additive(rearrange(both, "i j t u s r -> (i j) 1 (t u) (s r)"))
+
+
+def _neighborhood_halo(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    """Tiles of 8 x 8 queries, each with the keys of its halo: memory linear in tokens, and no package needed."""
+    b, h, w = q.shape[:3]
+    rows, columns = _halo_axis(h, kernel, q.device)[0], _halo_axis(w, kernel, q.device)[0]
+
+    def gather(x: Tensor) -> Tensor:
+        x = x[:, rows][:, :, :, columns]  # (B, tiles, halo, tiles, halo, N, E)
+        return rearrange(x, "b i s j r n e -> (i j) (b n) (s r) e")
+
+    q = F.pad(q, (0, 0, 0, 0, 0, -w % TILE, 0, -h % TILE))
+    tiles = rearrange(q, "b (i t) (j u) n e -> (i j) (b n) (t u) e", t=TILE, u=TILE)
+    out = _attend(tiles, gather(k), gather(v), _halo_mask(h, w, kernel, q.device))
+    out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=len(rows), b=b, t=TILE)
+    return out[:, :h, :w]
+
+
+@cache
+def _flex_mask(h: int, w: int, kernel: int, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def allowed(b: Tensor, n: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        row, column = _window_start(query // w, h, kernel), _window_start(query % w, w, kernel)
+        dy, dx = key // w - row, key % w - column
+        return (dy >= 0) & (dy < kernel) & (dx >= 0) & (dx < kernel)
+
+    return create_block_mask(allowed, None, None, h * w, h * w, device=str(device))
+
+
+@cache
+def _flex(compiled: bool):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+def _neighborhood_flex(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    h, w = q.shape[1:3]
+    mask = _flex_mask(h, w, kernel, q.device)
+    q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
+    out = _flex(q.is_cuda)(q, k, v, block_mask=mask, scale=1.0)
+    return rearrange(out, "b n (h w) e -> b h w n e", h=h, w=w)
+
+
+@cache
+def _natten():
+    try:
+        import natten  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ResourceError("attention backend 'natten': not installed; pip install 'pixelspace[natten]'") from error
+    return natten
+
+
+def _neighborhood_natten(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
+    return _natten().na2d(q, k, v, kernel_size=(kernel, kernel), scale=1.0)
+
+
+@cache
+def _natten_is_fast() -> bool:
+    try:
+        return bool(_natten().HAS_LIBNATTEN)
+    except ResourceError:
+        return False
+
+
+NEIGHBORHOODS = {
+    "reference": _neighborhood_reference,
+    "halo": _neighborhood_halo,
+    "flex": _neighborhood_flex,
+    "natten": _neighborhood_natten,
+}
+
+
+def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, backend: Backend = "auto") -> Tensor:
+    """Each token attends to the kernel x kernel tokens round it.
+
+    `auto` takes natten's kernels or else FlexAttention on CUDA, halo tiles elsewhere and for float64.
+
+    Raises:
+        UserError: a kernel that is even or larger than the grid.
+        ResourceError: the backend's package is absent.
+    """
+    h, w = q.shape[1:3]
+    if kernel % 2 == 0 or kernel > min(h, w):
+        raise UserError(f"neighborhood kernel {kernel} must be odd and fit the {h}x{w} token grid")
+    if backend == "auto":
+        backend = "halo" if not q.is_cuda or q.dtype == torch.float64 else "natten" if _natten_is_fast() else "flex"
+    return NEIGHBORHOODS[backend](q, k, v, kernel)
+
+
+def window_mask(tiles_h: int, tiles_w: int, window: int, shift: int) -> Tensor:
+    """(tiles_h, tiles_w, window, window, window, window) bool: may the query (fourth and third axis from the front) see
+    the key. After a roll by +shift the first row and column of windows hold tokens from the far border, which only see
+    each other."""
+
+    def axis(tiles: int) -> Tensor:
+        wrapped = (torch.arange(window) < shift) & (torch.arange(tiles) == 0)[:, None]  # (tiles, window)
+        return wrapped[:, :, None] == wrapped[:, None, :]
+
+    rows, columns = axis(tiles_h), axis(tiles_w)
+    return rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
+
+
+@cache
+def _window_bias(tiles_h: int, tiles_w: int, window: int, shift: int, device: torch.device) -> Tensor:
+    mask = window_mask(tiles_h, tiles_w, window, shift)
+    return _additive(rearrange(mask, "i j t u s r -> (i j) 1 (t u) (s r)").to(device))
+
+
+def shifted_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, shift: int) -> Tensor:
+    """Each token attends within its window after a roll by `shift` (Liu et al. 2021; k-diffusion rolls forward).
+
+    Raises:
+        UserError: the window does not divide the grid.
+    """
+    b, h, w = q.shape[:3]
+    if h % window or w % window:
+        raise UserError(f"attention window {window} must divide the {h}x{w} token grid")
+    i, j = h // window, w // window
+
+    def tiles(x: Tensor) -> Tensor:
+        x = x.roll((shift, shift), (1, 2)) if shift else x
+        return rearrange(x, "b (i t) (j u) n e -> (i j) (b n) (t u) e", t=window, u=window)
+
+    bias = _window_bias(i, j, window, shift, q.device) if shift else None
+    out = _attend(tiles(q), tiles(k), tiles(v), bias)
+    out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=i, b=b, t=window)
+    return out.roll((-shift, -shift), (1, 2)) if shift else out

@@ -1,0 +1,104 @@
+"""The denoising objective: draw sigma and noise, then weigh the error of the network's output.
+
+A plain squared error, or its multiscale form: the same error in the orthonormal cosine transform of the image, with
+coarse frequencies weighted up (k-diffusion).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pixelspace.config import value
+from pixelspace.noise.levels import Levels
+from pixelspace.noise.process import Process, expand
+from pixelspace.noise.weighting import Weighting
+from pixelspace.random import Rng
+from pixelspace.types import Batch, Cond, Draw
+
+Backbone = Callable[[Tensor, Tensor, Cond], Tensor]
+"""(x, c_noise, cond) to the network's output, shaped as x."""
+
+
+class Objective(ABC):
+    """What is learnt: first all the dice, then a pure function of them."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
+        """The dice of samples `batch.pos` of a global batch of `size`; `progress` in [0, 1] is the stage's."""
+
+    @abstractmethod
+    def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
+        """(B,) losses, before any averaging."""
+
+
+@cache
+def _cosine_matrix(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64)
+    rows = (math.pi / n * (k[None] + 0.5) * k[:, None]).cos() * math.sqrt(2 / n)
+    rows[0] /= math.sqrt(2)
+    return rows.to(device, dtype)
+
+
+def dct2(x: Tensor) -> Tensor:
+    """Orthonormal type-II cosine transform over the last two axes."""
+    h, w = x.shape[-2:]
+    return _cosine_matrix(h, x.device, x.dtype) @ x @ _cosine_matrix(w, x.device, x.dtype).T
+
+
+def frequency_weight(h: int, w: int, scales: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(h, w) octaves below the finest frequency, the lower of both axes; at most `scales` where that is 1 or more."""
+
+    def axis(n: int) -> Tensor:
+        octaves = -torch.linspace(0.5 / n, 0.5, n, dtype=dtype).log2()
+        return octaves.clamp(max=scales) if scales >= 1 else octaves
+
+    return torch.minimum(axis(h)[:, None], axis(w)[None])
+
+
+def _drop(cond: Cond, drop: Tensor | None) -> Cond:
+    if drop is None or "label" not in cond:
+        return cond
+    return {**cond, "label": torch.where(drop, -1, cond["label"])}
+
+
+@value
+class Denoising(Objective):
+    """Weighted squared error of the network's output (Karras et al. 2022, Eq. 8; Crowson et al. 2024, section 4.4).
+
+    `drop_rate` is the share of samples that lose their label, for guidance (Ho and Salimans 2022). `scales` other than
+    1 asks for the multiscale loss: frequencies weigh up to that many octaves, 0 for no limit.
+    """
+
+    process: Process
+    levels: Levels
+    weighting: Weighting
+    drop_rate: float = 0.0
+    scales: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_rate <= 1:
+            raise ValueError(f"Denoising: drop_rate must be in [0, 1], found {self.drop_rate}")
+        if self.scales < 0:
+            raise ValueError(f"Denoising: scales cannot be negative, found {self.scales}")
+
+    def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
+        sigma = self.levels(rng.stratified("sigma", batch.pos, size)).to(batch.x)
+        noise = rng.noise("noise", batch.pos, tuple(batch.x.shape[1:]), batch.x.device)
+        drop = (rng.uniform("drop", batch.pos)[:, 0] < self.drop_rate).to(batch.x.device) if self.drop_rate else None
+        return Draw(sigma, noise, drop)
+
+    def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
+        x = self.process.corrupt(batch.x, draw.noise, draw.sigma)
+        inputs, c_noise = self.process.inputs(x, draw.sigma)
+        out = backbone(inputs, c_noise, _drop(batch.cond, draw.drop)).to(x.dtype)
+        error = out - self.process.target(batch.x, x, draw.sigma)
+        sigma = expand(draw.sigma, x)
+        weight = self.weighting(sigma, self.process.precond(sigma))
+        if self.scales == 1:
+            return (weight * error.square()).flatten(1).mean(1)
+        octaves = frequency_weight(*x.shape[2:], self.scales).to(x)
+        return (weight * octaves * dct2(error).square()).flatten(1).mean(1)
