@@ -85,11 +85,12 @@ def from_data(data: Any, types: Mapping[str, type], path: str = "") -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    data = {}
+    for key, item in pairs:
+        if key in data:
             raise ValueError(f"the key {key!r} stands twice")
-    return dict(pairs)
+        data[key] = item
+    return data
 
 
 def _no_constant(text: str) -> float:

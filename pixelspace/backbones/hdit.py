@@ -7,6 +7,7 @@ differ (the direction of the skip interpolation) the code is followed.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -243,9 +244,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         qkv = self.qkv_proj(self.norm(x, cond))
-        q, k, v = rearrange(qkv, "b h w (t n e) -> t b h w n e", t=3, n=self.num_heads)
-        q, k = self.pos_emb(*cosine_scaled(q, k, self.scale))
-        out = rearrange(self.attention(q, k, v, self.index), "b h w n e -> b h w (n e)")
+        qk, v = rearrange(qkv, "b h w (t n e) -> t b h w n e", t=3, n=self.num_heads).split([2, 1])
+        q, k = self.pos_emb(cosine_scaled(qk, self.scale)).unbind()
+        out = rearrange(self.attention(q, k, v[0], self.index), "b h w n e -> b h w (n e)")
         return x + self.out_proj(self.dropout(out))
 
 
@@ -317,9 +318,9 @@ class HDiT(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The repeated layers, in order of use: the units of checkpointing and sharding."""
-        outer = [layer for level in self.down_levels for layer in level]
-        inner = [layer for level in reversed(self.up_levels) for layer in level]
-        return [*outer, *self.mid_level, *inner]
+        down = [layer for level in self.down_levels for layer in level.children()]
+        up = [layer for level in reversed(self.up_levels) for layer in level.children()]
+        return [*down, *self.mid_level, *up]
 
     def param_groups(self) -> list[ParamGroup]:
         """The mapping network and the norms' modulations learn at a third of the rate; vectors and embeddings do not
@@ -357,7 +358,7 @@ class HDiT(nn.Module):
         for key in sorted(self.takes - {"aug"} - cond.keys()):
             raise UserError(f"this network needs cond[{key!r}]; found {sorted(cond) or 'nothing'}")
 
-    def _run(self, layers: nn.ModuleList, x: Tensor, cond: Tensor) -> Tensor:
+    def _run(self, layers: Iterable[nn.Module], x: Tensor, cond: Tensor) -> Tensor:
         for layer in layers:
             again = self.checkpointing and torch.is_grad_enabled()
             x = checkpoint(layer, x, cond, use_reentrant=False) if again else layer(x, cond)
@@ -370,10 +371,10 @@ class HDiT(nn.Module):
         x = self.patch_in(rearrange(x, "b c h w -> b h w c"))
         skips = []
         for layers, merge in zip(self.down_levels, self.merges, strict=True):
-            x = self._run(layers, x, mapped)
+            x = self._run(layers.children(), x, mapped)
             skips.append(x)
             x = merge(x)
         x = self._run(self.mid_level, x, mapped)
         for layers, split, skip in zip(reversed(self.up_levels), reversed(self.splits), reversed(skips), strict=True):
-            x = self._run(layers, split(x, skip), mapped)
+            x = self._run(layers.children(), split(x, skip), mapped)
         return rearrange(self.patch_out(self.out_norm(x)), "b h w c -> b c h w")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """x scale / rms(x) over the last axis; the factor is computed in float32 or better and then cast to x's dtype."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, scale.dtype), torch.float32)
-    mean_square = x.to(dtype).square().mean(-1, keepdim=True)
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square() / x.shape[-1]
     return x * (scale.to(dtype) * (mean_square + eps).rsqrt()).to(x.dtype)
 
 

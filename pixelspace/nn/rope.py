@@ -25,8 +25,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates channel pairs (i, i + n) of x (..., E) by n angles, in their dtype; channels from 2n on stay."""
     n = cos.shape[-1]
     first, second, rest = x.split([n, n, x.shape[-1] - 2 * n], dim=-1)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.cat([turned.to(x.dtype), rest], -1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat([turned[0].to(x.dtype), turned[1].to(x.dtype), rest], -1)
 
 
 class AxialRoPE(nn.Module):
@@ -41,10 +41,9 @@ class AxialRoPE(nn.Module):
         super().__init__()
         self.register_buffer("freqs", axial_frequencies(num_heads, head_dim))
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k (B, h, w, N, E), rotated."""
-        h, w = q.shape[1:3]
-        pos = axial_positions(h, w, dtype=self.freqs.dtype, device=q.device)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., h, w, N, E), rotated."""
+        h, w = x.shape[-4:-2]
+        pos = axial_positions(h, w, dtype=self.freqs.dtype, device=x.device)
         theta = torch.cat([pos[..., None, :1] * self.freqs, pos[..., None, 1:] * self.freqs], -1)  # (h, w, N, E / 4)
-        cos, sin = theta.cos(), theta.sin()
-        return rotate(q, cos, sin), rotate(k, cos, sin)
+        return rotate(x, theta.cos(), theta.sin())

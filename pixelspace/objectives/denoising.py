@@ -26,6 +26,9 @@ Backbone = Callable[[Tensor, Tensor, Cond], Tensor]
 class Objective(ABC):
     """What is learnt: first all the dice, then a pure function of them."""
 
+    process: Process
+    levels: Levels
+
     @abstractmethod
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
         """The dice of samples `batch.pos` of a global batch of `size`; `progress` in [0, 1] is the stage's."""
@@ -100,5 +103,5 @@ class Denoising(Objective):
         weight = self.weighting(sigma, self.process.precond(sigma))
         if self.scales == 1:
             return (weight * error.square()).flatten(1).mean(1)
-        octaves = frequency_weight(*x.shape[2:], self.scales).to(x)
+        octaves = frequency_weight(x.shape[2], x.shape[3], self.scales).to(x)
         return (weight * octaves * dct2(error).square()).flatten(1).mean(1)

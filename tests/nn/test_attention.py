@@ -136,10 +136,19 @@ def test_a_window_that_does_not_divide_the_grid_is_refused():
         shifted_window_attention(*qkv(8, 8), 3, 0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_products_in_bfloat16_equal_the_fused_kernel(masked):
+    q, k, v = (x.detach().float() for x in qkv(16, 16))
+    way = (lambda *a: neighborhood_attention(*a, 7)) if masked else global_attention
+    low = way(*(x.bfloat16() for x in (q, k, v)))
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), way(q, k, v), rtol=0.1, atol=0.1)
+
+
 def test_cosine_scaling_bounds_the_logits():
     q, k, _ = (x.detach() for x in qkv(4, 4))
     scale = torch.tensor([1.0, 5.0, 10.0], dtype=torch.float64)
-    q, k = cosine_scaled(q, k, scale)
+    q, k = cosine_scaled(q, scale), cosine_scaled(k, scale)
     logits = torch.einsum("bhwne,bxyne->bnhwxy", q, k).abs().amax((0, 2, 3, 4, 5))
     assert (logits <= scale).all()
     torch.testing.assert_close((q * q).sum(-1), scale.expand(2, 4, 4, 3), rtol=1e-5, atol=0)  # eps 1e-6

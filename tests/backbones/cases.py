@@ -1,0 +1,31 @@
+"""Every backbone at a size that takes milliseconds: (config, image size, what it is conditioned on)."""
+
+import torch
+
+from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
+
+HDIT = HDiTConfig(
+    levels=(
+        Level(16, 1, Neighborhood(8, kernel=3), dropout=0.1),
+        Level(24, 1, ShiftedWindow(2, 8)),
+        Level(32, 2, Global(16)),
+    ),
+    patch=(2, 2),
+    mapping_width=16,
+    mapping_cond=5,
+    num_classes=4,
+)
+PLAIN = HDiTConfig(levels=(Level(16, 1, None), Level(32, 1, Global(16))), channels=1, patch=(2, 4), mapping_width=16)
+
+CASES = {"hdit": (HDIT, (16, 32)), "hdit-plain": (PLAIN, (8, 32))}
+
+
+def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """One of everything a backbone may take."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "label": torch.arange(batch) % 5 - 1,
+        "aug": torch.randn(batch, 9, generator=generator, dtype=dtype),
+        "mapping": torch.randn(batch, 5, generator=generator, dtype=dtype),
+        "unknown": torch.zeros(batch),
+    }

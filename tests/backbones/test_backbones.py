@@ -1,0 +1,114 @@
+"""What must hold for every backbone, whatever it is."""
+
+import pytest
+import torch
+from torch import nn
+
+from pixelspace.errors import UserError
+from tests.backbones.cases import CASES, conditions
+
+EACH = pytest.mark.parametrize(("config", "size"), CASES.values(), ids=CASES)
+
+
+def awake(config, dtype=torch.float64):
+    """The network with its zero-initialised weights filled, so that every part has a say."""
+    network = config.build().to(dtype).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def given(config, size, batch=3, dtype=torch.float64):
+    return torch.randn(batch, config.channels, *size, dtype=dtype), torch.randn(batch, dtype=dtype)
+
+
+@EACH
+def test_output_has_the_shape_of_the_input(config, size):
+    x, c_noise = given(config, size)
+    assert awake(config)(x, c_noise, conditions(config, 3, x.dtype)).shape == x.shape
+
+
+@EACH
+def test_a_fresh_network_says_nothing(config, size):
+    x, c_noise = given(config, size, dtype=torch.float32)
+    assert not config.build()(x, c_noise, conditions(config, 3)).any()
+
+
+@EACH
+def test_samples_of_a_batch_do_not_see_each_other(config, size):
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    whole = network(x, c_noise, cond)
+    for i in range(3):
+        alone = network(x[i : i + 1], c_noise[i : i + 1], {k: v[i : i + 1] for k, v in cond.items()})
+        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-10, atol=1e-12)
+
+
+@EACH
+def test_every_parameter_gets_a_gradient(config, size):
+    network, (x, c_noise) = awake(config), given(config, size, batch=6)
+    network(x, c_noise, conditions(config, 6, x.dtype)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@EACH
+def test_every_condition_it_takes_matters_and_no_other(config, size):
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    plain = network(x, c_noise, cond)
+    for key, tensor in cond.items():
+        changed = network(x, c_noise, {**cond, key: tensor.roll(1, 0) if key != "unknown" else tensor + 1})
+        assert torch.equal(changed, plain) == (key not in network.takes), key
+    assert not torch.equal(network(x, c_noise + 1, cond), plain)
+
+
+@EACH
+def test_bfloat16_autocast_is_near_float32(config, size):
+    network, (x, c_noise) = awake(config, torch.float32), given(config, size, dtype=torch.float32)
+    cond = conditions(config, 3)
+    expected = network(x, c_noise, cond)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(x, c_noise, cond).float()
+    assert (low - expected).norm() < 0.1 * expected.norm()
+
+
+@EACH
+def test_it_builds_on_the_meta_device_with_all_parameters_in_groups(config, size):
+    with torch.device("meta"):
+        network = config.build()
+    names = [name for group in network.param_groups() for name in group.names]
+    assert sorted(names) == sorted(name for name, _ in network.named_parameters())
+    assert network.blocks()
+
+
+@EACH
+def test_checkpointing_changes_no_gradient(config, size):
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    network.train()
+    found = []
+    for network.checkpointing in (False, True):
+        torch.manual_seed(0)
+        network.zero_grad()
+        network(x, c_noise, cond).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@EACH
+def test_it_compiles_into_one_graph(config, size):
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    cond = {key: cond[key] for key in network.takes}
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, c_noise, cond), network(x, c_noise, cond), rtol=1e-9, atol=1e-10)
+
+
+@EACH
+def test_a_wrong_size_is_refused_with_the_next_valid_ones(config, size):
+    network = config.build()
+    x = torch.randn(1, config.channels, size[0] + 1, size[1])
+    with pytest.raises(UserError, match=rf"image height {size[0] + 1}: .*next valid sizes are {size[0]} and \d+"):
+        network(x, torch.zeros(1), conditions(config, 1))
+    with pytest.raises(UserError, match="expected x"):
+        network(torch.randn(1, 7, *size), torch.zeros(1), conditions(config, 1))
