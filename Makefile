@@ -1,0 +1,34 @@
+# make demo: train the demo on this machine and look at it.   make test: the tests.   make lint: style and types.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	$(BIN)/pixelspace demo
+
+test: .venv/.tested
+	$(BIN)/python -m pytest
+
+lint: .venv/.linted
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Exact versions by constraints.txt; a torch that is already in the environment's reach as a CPU build is taken as it is.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/.linted: .venv/.tested
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,286 @@
+"""Models in hand: load one, sample it, ask it, save it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pixelspace import store
+from pixelspace.config import from_data, nearest, to_data, value
+from pixelspace.data.codec import Codec, Pixels
+from pixelspace.dist import pick_device
+from pixelspace.errors import CheckpointError, UserError
+from pixelspace.interop import k_diffusion
+from pixelspace.nn.weights import load_weights
+from pixelspace.noise.process import Process
+from pixelspace.recipes.values import VALUES
+from pixelspace.sampling.denoiser import denoiser
+from pixelspace.sampling.generate import Sampling, generate
+from pixelspace.sampling.solvers import SOLVERS
+from pixelspace.training import checkpoint
+from pixelspace.training.stage import Recipe, Stage
+from pixelspace.types import BackboneConfig, Cond
+
+KIND = "model"
+MAX_IMAGES = 1_000_000
+
+Label = int | str | Sequence[int | str] | Tensor
+
+
+@value
+class ModelConfig:
+    """All of a model but its weights. `classes` may be empty where only their number is known."""
+
+    backbone: BackboneConfig
+    process: Process
+    sampling: Sampling
+    size: tuple[int, int]
+    codec: Codec = Pixels()
+    classes: tuple[str, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+TYPES = {**VALUES, "ModelConfig": ModelConfig}
+
+
+class Model:
+    """A trained network with all that is needed to use it.
+
+    `backbone(x, c_noise, cond)` is the raw network on scaled input; `config` the rest.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device | str = "auto"):
+        self.config = config
+        self.backbone = config.backbone.build().eval().requires_grad_(False)
+        load_weights(self.backbone, weights)
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Moves the network to `device` (`auto` picks one)."""
+        self.backbone.to(pick_device(str(device)))
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.backbone.parameters()).device
+
+    def _with_label(self, cond: Cond, n: int) -> Cond:
+        if self.config.backbone.num_classes and "label" not in cond:
+            return {**cond, "label": torch.full((n,), -1, device=self.device)}
+        return cond
+
+    def _forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.backbone(x, c_noise, cond)
+
+    @torch.no_grad()
+    def denoised(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
+        """The estimate of x0 in model space, for x (B, C, H, W) = x0 + sigma noise; sigma () or (B,).
+
+        Keys of `cond` that the model does not take are ignored; a missing label means none.
+        """
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        return denoiser(self._forward, self.config.process, self._with_label(cond or {}, len(x)))(x, sigma)
+
+    def _class_index(self, label: int | str) -> int:
+        classes, n = self.config.classes, self.config.backbone.num_classes
+        if isinstance(label, str):
+            if label not in classes:
+                raise UserError(f"label: no class {label!r}; {nearest(label, classes)}")
+            return classes.index(label)
+        if isinstance(label, bool) or not -1 <= label < n:
+            raise UserError(f"label {label} is out of range: this model has classes 0 to {n - 1} (-1: none)")
+        return label
+
+    def _labels(self, label: Label | None, n: int) -> Tensor:
+        classes = self.config.backbone.num_classes
+        if label is None:
+            return torch.full((n,), -1)
+        if not classes:
+            raise UserError("label: this model has no classes; leave it out")
+        if isinstance(label, Tensor) and label.is_floating_point():
+            if label.shape != (n, classes):
+                raise UserError(f"label: expected rows of shape {(n, classes)}, found {tuple(label.shape)}")
+            return label
+        labels = label.tolist() if isinstance(label, Tensor) else label
+        if isinstance(labels, int | str):
+            labels = [labels] * n
+        if len(labels) != n:
+            raise UserError(f"label: expected one label or {n}, found {len(labels)}")
+        return torch.tensor([self._class_index(one) for one in labels])
+
+    def _plan(self, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
+        plan = self.config.sampling
+        if sampler is not None and sampler not in SOLVERS:
+            raise UserError(f"sampler: no solver {sampler!r}; {nearest(sampler, SOLVERS)}")
+        if sampler is not None and sampler != plan.solver:
+            plan = replace(plan, solver=sampler, settings=())
+        if steps is not None:
+            if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 100_000:
+                raise UserError(f"steps must be from 1 to 100,000, found {steps!r}")
+            plan = replace(plan, steps=steps)
+        if guidance is not None:
+            if not 0 <= guidance < float("inf"):
+                raise UserError(f"guidance must be a number from 0 on, found {guidance}")
+            plan = replace(plan, guidance=float(guidance))
+        return plan
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        size: int | tuple[int, int] | None = None,
+        label: Label | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        batch: int = 16,
+        exact: bool = False,
+    ) -> Tensor:
+        """torch.uint8 (n, H, W, C) on the CPU. None means as the recipe says; no label means no class.
+
+        `size` is a side or (height, width); `label` a class number or name, one for all or one an image, or float rows
+        (n, classes). Image i of a seed does not depend on n or on `batch` beyond rounding, and with `exact` not at all.
+
+        Raises:
+            UserError: an argument that the model has no use for.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_IMAGES:
+            raise UserError(f"n must be from 1 to {MAX_IMAGES:,}, found {n!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise UserError(f"seed must be from 0 to 2^64 - 1, found {seed!r}")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise UserError(f"batch must be a positive number, found {batch!r}")
+        config = self.config
+        height, width = config.size if size is None else (size, size) if isinstance(size, int) else size
+        config.backbone.check_size(height, width)
+        plan = self._plan(steps, sampler, guidance)
+        labels = self._labels(label, n).to(self.device)
+        numbers = torch.arange(n, device=self.device)
+        null = torch.zeros_like(labels) if labels.is_floating_point() else torch.full_like(labels, -1)
+        total = -(-n // batch) * plan.steps
+        with tqdm(total=total, desc="sampling", unit="step", disable=not progress, leave=False) as bar:
+
+            def show(start: int, step: int) -> None:
+                bar.update(start // batch * plan.steps + step - bar.n)
+
+            batches = generate(
+                self._forward,
+                config.process,
+                plan,
+                images=numbers,
+                shape=(config.backbone.channels, height, width),
+                cond={"label": labels},
+                null={"label": null},
+                seed=seed,
+                batch=batch,
+                exact=exact,
+                callback=show,
+            )
+            images = [config.codec.decode(x0).cpu() for x0 in batches]
+        return torch.cat(images).permute(0, 2, 3, 1).contiguous()
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes safetensors and JSON into `folder` (new, empty, or an earlier model), all or nothing."""
+        parts = {"model": self.backbone.state_dict()}
+        return store.publish(Path(folder), parts, to_data(self.config), kind=KIND, replace=True)
+
+
+def _from_stage(stage: Stage, classes: Sequence[str], weights: Mapping[str, Tensor], device: str) -> Model:
+    config = ModelConfig(
+        backbone=stage.backbone,
+        process=stage.objective.process,
+        sampling=stage.sampling,
+        size=stage.size,
+        codec=stage.codec,
+        classes=tuple(classes) if stage.backbone.num_classes else (),
+        precision=stage.precision,
+    )
+    return Model(config, weights, device)
+
+
+def _typed(data: Any, cls: type, path: Path) -> Any:
+    try:
+        found = from_data(data, TYPES)
+    except UserError as error:
+        raise CheckpointError(f"{path}: its description is not understood: {error}") from error
+    if not isinstance(found, cls):
+        raise CheckpointError(f"{path}: expected the description of a {cls.__name__}, found {type(found).__name__}")
+    return found
+
+
+def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device: str) -> Model:
+    recipe: Recipe = _typed(contents.state["recipe"], Recipe, path)
+    stage = next(stage for stage in recipe.stages if stage.name == contents.state["stage"])
+    part = {"ema": "ema", "raw": "model"}[weights]
+    return _from_stage(stage, contents.state["classes"], contents.parts[part], device)
+
+
+def _newest_stage(run: Path) -> Path:
+    folders = [path for path in sorted(run.iterdir()) if path.is_dir()]
+    stages = [path for path in folders if checkpoint.candidates(path / "checkpoints")]
+    if not stages:
+        raise CheckpointError(f"{run}: a run without a checkpoint yet")
+    return stages[-1]
+
+
+def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema") -> Model:
+    """The model in `path`: a model folder, a run, one of its stages or one of their checkpoints.
+
+    Of a run the newest good checkpoint of the last trained stage is taken; `weights` chooses its averaged or raw ones.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: expected a folder; weights of other systems come in by `pixelspace import`")
+    if re.fullmatch(r"step-[0-9]+", path.name):
+        return _from_checkpoint(path, store.read(path, kind=checkpoint.KIND), weights, device)
+    if (path / "recipe.json").exists():
+        path = _newest_stage(path)
+    if (path / "checkpoints").is_dir():
+        resumed = checkpoint.resume(path / "checkpoints")
+        if resumed is None:
+            raise CheckpointError(f"{path}: a stage without a checkpoint yet")
+        return _from_checkpoint(resumed.path, resumed.contents, weights, device)
+    contents = store.read(path, kind=KIND)
+    return Model(_typed(contents.state, ModelConfig, path), contents.parts["model"], device)
+
+
+def import_checkpoint(
+    path_or_state_dict: Path | str | Mapping[str, Tensor],
+    *,
+    system: str = "k-diffusion",
+    config: Mapping[str, Any] | Path | str | None = None,
+    device: str = "auto",
+) -> Model:
+    """A model of another system as ours; `config` is its own configuration, where the checkpoint carries none.
+
+    Raises:
+        UserError: an unknown system or a configuration that is not understood.
+        CheckpointError: the file is damaged, not only data, or of another architecture.
+    """
+    if system != "k-diffusion":
+        raise UserError(f"system: no such system {system!r}; {nearest(system, ['k-diffusion'])}")
+    given = k_diffusion.open_config(config)
+    if isinstance(path_or_state_dict, Mapping):
+        weights, own = path_or_state_dict, None
+    else:
+        weights, own = k_diffusion.read_checkpoint(Path(path_or_state_dict))
+    described = given if given is not None else own
+    if described is None:
+        raise UserError("config: this checkpoint carries no configuration; give the original's JSON")
+    read = k_diffusion.read_config(described)
+    return Model(ModelConfig(read.backbone, read.objective.process, read.sampling, read.size), weights, device)

@@ -1,0 +1,162 @@
+"""Batches in a fixed order: which sample stands at a global position, and how it is cut, depend on nothing else.
+
+Workers hold no state: each is handed positions and looks the rest up. A sample that cannot be read is replaced by a
+function of its position, and reported.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pixelspace.config import value
+from pixelspace.data import sources
+from pixelspace.data.augment import conditioning, draws, matrix, warp
+from pixelspace.data.codec import Codec
+from pixelspace.data.sources import Source
+from pixelspace.data.transforms import fit
+from pixelspace.errors import DataError
+from pixelspace.random import Rng
+from pixelspace.types import Batch
+
+_TRIES = 16  # unreadable samples in a row at one position before that is an error of its own
+
+
+@value
+class Data:
+    """Where images come from and how they are cut.
+
+    `augment` is the rate of the non-leaky augmentation, which brings its own flips; without it `flip` mirrors half of
+    the images. `holdout` is the share kept for validation, the same at every start.
+    """
+
+    source: Source
+    crop: Literal["center", "random"] = "center"
+    flip: bool = True
+    augment: float = 0.0
+    holdout: float = 0.0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.augment <= 1:
+            raise ValueError(f"augment must be in [0, 1], found {self.augment}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout must be in [0, 1), found {self.holdout}")
+        if not 0 <= self.workers <= 256:
+            raise ValueError(f"workers must be from 0 to 256, found {self.workers}")
+
+
+def split(n: int, holdout: float, rng: Rng) -> tuple[list[int], list[int]]:
+    """(training ids, validation ids), both ascending; at least one of n stays for training."""
+    held = min(round(n * holdout), n - 1)
+    key = rng.key("holdout")
+    ranked = sorted(range(n), key=lambda i: (Rng(key).key(i), i))
+    return sorted(ranked[held:]), sorted(ranked[:held])
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A batch as read: uint8 images (B, 3, H, W), labels (B,), positions (B,), dataset ids (B,), and what was bad as
+    (name, reason)."""
+
+    images: Tensor
+    labels: Tensor
+    pos: Tensor
+    ids: Tensor
+    bad: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.pos)
+
+    def part(self, start: int, stop: int) -> "Raw":
+        """Rows start to stop, without the report of what was bad."""
+        rows = slice(start, stop)
+        return Raw(self.images[rows], self.labels[rows], self.pos[rows], self.ids[rows], [])
+
+
+class Positions(Dataset):
+    """The training set as a function of the global position."""
+
+    def __init__(self, dataset: sources.Dataset, ids: list[int], data: Data, size: tuple[int, int], rng: Rng):
+        self.dataset, self.ids, self.data, self.size, self.rng = dataset, ids, data, size, rng
+
+    def __getitem__(self, p: int) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
+        bad = []
+        index = self.ids[self.rng.sample_id(p, len(self.ids))]
+        while True:
+            try:
+                sample = self.dataset[index]
+                break
+            except DataError as error:
+                bad.append((self.dataset.name(index), str(error)))
+            if len(bad) == _TRIES:
+                raise DataError(f"{_TRIES} samples in a row cannot be read; the last: {bad[-1][1]}")
+            index = self.ids[self.rng.key("substitute", p, len(bad)) % len(self.ids)]
+        u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
+        flip = self.data.flip and not self.data.augment and mirror < 0.5
+        image = fit(sample.image, self.size, crop=self.data.crop, u=(u, v), flip=flip)
+        return image, sample.label, p, index, bad
+
+
+def _collate(items: list) -> Raw:
+    images, labels, pos, ids, bad = zip(*items, strict=True)
+    label, position, index = (torch.tensor(column, dtype=torch.int64) for column in (labels, pos, ids))
+    return Raw(torch.stack(images), label, position, index, [entry for entries in bad for entry in entries])
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+class _Consecutive:
+    def __init__(self, start: int, batch: int):
+        self.start, self.batch = start, batch
+
+    def __iter__(self) -> Iterator[range]:
+        p = self.start
+        while True:
+            yield range(p, p + self.batch)
+            p += self.batch
+
+
+def batches(positions: Positions, start: int, batch: int, device: torch.device) -> Iterator[Raw]:
+    """Endless global batches from position `start` on."""
+    workers = positions.data.workers
+    loader = DataLoader(
+        positions,
+        batch_sampler=_Consecutive(start, batch),  # type: ignore[arg-type]
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_trainer if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),  # so that the loader leaves the default generator alone
+    )
+    return iter(loader)
+
+
+def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.device) -> Batch:
+    """The batch on `device`, augmented and encoded, with its conditions."""
+    x = codec.encode(raw.images.to(device, non_blocking=True))
+    cond = {"label": raw.labels.to(device, non_blocking=True)}
+    if data.augment:
+        drawn = draws(rng, raw.pos, data.augment)
+        x = warp(x, matrix(drawn, (x.shape[2], x.shape[3])))
+        cond["aug"] = conditioning(drawn).to(device)
+    return Batch(x, cond, raw.pos)
+
+
+def read(dataset: sources.Dataset, ids: list[int], size: tuple[int, int]) -> Raw:
+    """The samples `ids`, cut at the centre and not mirrored: validation and comparison."""
+    items = []
+    for p, index in enumerate(ids):
+        sample = dataset[index]
+        image = fit(sample.image, size, crop="center", u=(0.5, 0.5), flip=False)
+        items.append((image, sample.label, p, index, []))
+    return _collate(items)

@@ -1,0 +1,50 @@
+"""A recipe as a tree that people read."""
+
+import torch
+from torch import nn
+
+from pixelspace.training.memory import activation_bytes
+from pixelspace.training.stage import Recipe, Stage
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _tree(module: nn.Module, depth: int, indent: str) -> list[str]:
+    lines = []
+    for name, child in module.named_children():
+        if count := _count(child):
+            lines.append(f"{indent}{name:<{44 - len(indent)}} {count:>15,}")
+            lines += _tree(child, depth - 1, indent + "  ") if depth > 1 else []
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _stage(stage: Stage, depth: int) -> list[str]:
+    with torch.device("meta"):
+        network = stage.backbone.build()
+    count, height, width = _count(network), *stage.size
+    micro = stage.micro or stage.batch
+    activations = activation_bytes(stage)
+    start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
+    return [
+        f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
+        f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
+        *_tree(network, depth, "    "),
+        f"  {'forward pass of one image':<42} {stage.backbone.macs(height, width) / 1e9:>15,.3f} GMAC",
+        f"  {'activations for backward, one image':<42} {_gib(activations):>15}",
+        f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",
+        f"  {f'and activations of {micro:,} at once':<42} {_gib(activations * micro):>15}",
+    ]
+
+
+def describe(recipe: Recipe, depth: int = 1) -> str:
+    """Stages, modules with exact parameter counts, GMACs and memory, one a line."""
+    lines = [f"{recipe.name} (seed {recipe.seed})"]
+    for stage in recipe.stages:
+        lines += ["", *_stage(stage, depth)]
+    return "\n".join(lines)

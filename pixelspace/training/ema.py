@@ -1,0 +1,44 @@
+"""An exponential moving average of a network's weights, warmed up (k-diffusion; Crowson et al. 2024)."""
+
+import torch
+from torch import Tensor, nn
+
+from pixelspace.config import value
+
+
+@value
+class EMA:
+    """The decay after t updates is 1 - (1 + t)^-power, at most `max_decay`; the first update copies the weights."""
+
+    power: float = 0.75
+    max_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.power <= 0 or not 0 <= self.max_decay <= 1:
+            raise ValueError(f"EMA: needs power > 0 and max_decay in [0, 1], found {self.power}, {self.max_decay}")
+
+    def decay(self, updates: int) -> float:
+        """The weight of the past in update number `updates`, counted from 0."""
+        return min(max(1 - (1 + updates) ** -self.power, 0.0), self.max_decay)
+
+
+class Average:
+    """The averaged state of a network, by name: parameters in float32 or better, buffers as they are."""
+
+    def __init__(self, network: nn.Module):
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, ema: EMA) -> None:
+        """Moves towards the network's weights by one step."""
+        current = network.state_dict()
+        averaged = [name for name, _ in network.named_parameters()]
+        past: list[Tensor] = [self.tensors[name] for name in averaged]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            past, [current[name] for name in averaged], 1 - ema.decay(self.updates)
+        )
+        for name, _ in network.named_buffers():
+            if name in self.tensors:
+                self.tensors[name].copy_(current[name])
+        self.updates += 1

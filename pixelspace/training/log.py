@@ -1,0 +1,151 @@
+"""What a run tells: rows of metrics, a curve of the loss, a progress bar, trackers of other people."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pixelspace.errors import ResourceError, UserError
+
+OCTILES = 8
+
+
+class Tracker(Protocol):
+    """Where else metrics go."""
+
+    def log(self, metrics: Mapping[str, float], images: int) -> None: ...
+
+
+class TensorBoard:
+    """TensorBoard event files in the stage's folder (extra `tensorboard`)."""
+
+    def __init__(self, folder: Path, name: str):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ResourceError("tensorboard is not installed; pip install 'pixelspace[tensorboard]'") from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, metrics: Mapping[str, float], images: int) -> None:
+        for key, number in metrics.items():
+            self.writer.add_scalar(key, number, images)
+        self.writer.flush()
+
+
+class WandB:
+    """Weights & Biases (extra `wandb`)."""
+
+    def __init__(self, folder: Path, name: str):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ResourceError("wandb is not installed; pip install 'pixelspace[wandb]'") from error
+        self.run = wandb.init(project="pixelspace", name=name, dir=str(folder), id=name, resume="allow")
+
+    def log(self, metrics: Mapping[str, float], images: int) -> None:
+        self.run.log({**metrics, "images": images})
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def open_trackers(names: Iterable[str], folder: Path, run: str) -> list[Tracker]:
+    """The trackers called `names`.
+
+    Raises:
+        UserError: no such tracker.
+        ResourceError: its package is absent.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"no tracker {name!r}; known: {', '.join(TRACKERS)}")
+    return [TRACKERS[name](folder, run) for name in names]
+
+
+class Metrics:
+    """Rows in `metrics.jsonl`. After a resume rows may stand twice; `attempt` tells, and readers keep the last."""
+
+    def __init__(self, folder: Path, trackers: list[Tracker]):
+        self.path, self.trackers = folder / "metrics.jsonl", trackers
+        self.attempt = 1 + max((row["attempt"] for row in _rows(self.path)), default=0)
+
+    def write(self, kind: str, step: int, images: int, **metrics: Any) -> None:
+        """One row; numbers also go to the trackers."""
+        row = {"kind": kind, "attempt": self.attempt, "step": step, "images": images, **metrics}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        numbers = {f"{kind}/{key}": number for key, number in metrics.items() if isinstance(number, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, images)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the row that a kill cut short
+            continue
+    return rows
+
+
+def read_metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind in order of step, each step as its last attempt wrote it."""
+    last = {row["step"]: row for row in _rows(folder / "metrics.jsonl") if row["kind"] == kind}
+    return [last[step] for step in sorted(last)]
+
+
+class OctileMeans:
+    """The mean loss in each eighth of the training levels, since last asked."""
+
+    def __init__(self, edges: Tensor):
+        self.edges = edges.float()
+        self.sums, self.counts = torch.zeros(OCTILES), torch.zeros(OCTILES)
+
+    def add(self, sigma: Tensor, loss: Tensor) -> None:
+        """Per-sample sigma (B,) and loss (B,)."""
+        bins = torch.bucketize(sigma.float(), self.edges)
+        self.sums.index_add_(0, bins, loss.float())
+        self.counts.index_add_(0, bins, torch.ones_like(loss, dtype=torch.float32))
+
+    def take(self) -> list[float | None]:
+        """Eight means from the cleanest to the noisiest; None where no sample fell."""
+        means = (self.sums / self.counts).tolist()
+        self.sums.zero_()
+        self.counts.zero_()
+        return [mean if math.isfinite(mean) else None for mean in means]
+
+
+def plot_loss(folder: Path, path: Path) -> None:
+    """`loss.png`: training and held-out loss over images, and the training loss per octile of sigma."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    train, held = read_metrics(folder, "train"), read_metrics(folder, "validation")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    images = [row["images"] for row in train]
+    left.plot(images, [row["loss"] for row in train], linewidth=0.8, label="training")
+    left.plot(
+        [row["images"] for row in held], [row["loss"] for row in held], "o-", markersize=3, label="held out (EMA)"
+    )
+    for octile in range(OCTILES):
+        points = [(row["images"], row["octiles"][octile]) for row in train if row["octiles"][octile] is not None]
+        colour = plt.get_cmap("viridis")(octile / (OCTILES - 1))
+        name = {0: "cleanest", OCTILES - 1: "noisiest"}.get(octile)
+        right.plot(*zip(*points, strict=True) if points else ([], []), linewidth=0.8, color=colour, label=name)
+    for axes, title in ((left, "loss"), (right, "loss per octile of sigma")):
+        axes.set(title=title, xlabel="images seen", yscale="log")
+        if axes.lines:
+            axes.legend()
+    partial = path.with_name(f".{path.name}.part")
+    figure.savefig(partial, format="png", dpi=90)
+    plt.close(figure)
+    partial.replace(path)

@@ -1,0 +1,404 @@
+"""The one loop: a recipe's stages in order, a stage's steps, and everything a step does.
+
+A stage folder holds `checkpoints/`, `metrics.jsonl`, `loss.png` and `samples/`. The state of a run is its weights,
+their average, the optimiser's moments and the step; all else is a function of these and the recipe, so that a run goes
+on from any checkpoint to the same bits.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import pixelspace
+from pixelspace.config import to_data
+from pixelspace.data import sources
+from pixelspace.data.grid import grid_image, save_image
+from pixelspace.data.loader import Positions, Raw, batches, split, to_model_space
+from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
+from pixelspace.nn.weights import load_weights
+from pixelspace.random import Rng
+from pixelspace.training import checkpoint
+from pixelspace.training.ema import Average
+from pixelspace.training.log import OCTILES, Metrics, OctileMeans, open_trackers, plot_loss
+from pixelspace.training.optim import load_state_by_name, set_rate, state_by_name
+from pixelspace.training.preview import autocast, evaluating, held_out_loss, sample_images
+from pixelspace.training.stage import Inherit, Recipe, Stage
+from pixelspace.types import Cond
+
+BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
+UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
+
+
+@dataclass
+class State:
+    """What a checkpoint holds."""
+
+    network: nn.Module
+    average: Average
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    bad_steps: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Of one step: per-sample losses and sigmas, their mean, the gradient's norm before clipping, and if it counted."""
+
+    losses: Tensor
+    sigmas: Tensor
+    loss: float
+    grad_norm: float
+    finite: bool
+
+
+def train_step(
+    state: State, forward: Callable[[Tensor, Tensor, Cond], Tensor], stage: Stage, raw: Raw, rng: Rng
+) -> StepReport:
+    """Draw, forward, backward, clip, step, average; a loss or gradient that is not finite changes only the step."""
+    device = next(state.network.parameters()).device
+    seen, micro = state.step * stage.batch, stage.micro or stage.batch
+    losses, sigmas = [], []
+    for start in range(0, stage.batch, micro):
+        batch = to_model_space(raw.part(start, start + micro), stage.data, stage.codec, rng, device)
+        draw = stage.objective.draw(batch, stage.batch, seen / stage.images, rng)
+        torch.manual_seed(rng.key("dropout", state.step, start))
+        loss = stage.objective.loss(forward, batch, draw)
+        (loss.sum() / stage.batch).backward()
+        losses.append(loss.detach())
+        sigmas.append(draw.sigma)
+
+    each = torch.cat(losses)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), stage.optimizer.clip)
+    loss, grad_norm = torch.stack([each.double().mean(), norm.double()]).tolist()
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    if finite:
+        set_rate(state.optimizer, stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch))
+        state.optimizer.step()
+        state.average.update(state.network, stage.ema)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return StepReport(each, torch.cat(sigmas), loss, grad_norm, finite)
+
+
+def _parts(state: State) -> dict[str, Mapping[str, Tensor]]:
+    return {
+        "model": state.network.state_dict(),
+        "ema": state.average.tensors,
+        "optimizer": state_by_name(state.optimizer),
+    }
+
+
+def _restore(state: State, parts: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Any]) -> None:
+    load_weights(state.network, parts["model"])
+    _load_average(state, parts["ema"], saved["ema_updates"])
+    load_state_by_name(state.optimizer, parts["optimizer"])
+    state.step, state.bad_steps, state.unreadable = saved["step"], saved["bad_steps"], saved["unreadable"]
+
+
+def _load_average(state: State, tensors: Mapping[str, Tensor], updates: int) -> None:
+    device = next(state.network.parameters()).device
+    state.average.tensors = {name: tensors[name].to(device).clone() for name in state.average.tensors}
+    state.average.updates = updates
+
+
+def _start_from(state: State, init: Inherit, ancestor: Path) -> None:
+    """Weights, and on request average and moments, of an earlier stage's last checkpoint."""
+    resumed = checkpoint.resume(ancestor / "checkpoints")
+    if resumed is None:
+        raise CheckpointError(f"{ancestor}: stage {init.stage!r} has no checkpoint to inherit; train it first")
+    parts = resumed.contents.parts
+    load_weights(state.network, parts["ema" if init.weights == "ema" else "model"])
+    state.average = Average(state.network)
+    if init.ema == "carry":
+        _load_average(state, parts["ema"], resumed.contents.state["ema_updates"])
+    if init.optimizer:
+        load_state_by_name(state.optimizer, parts["optimizer"])
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as it always did."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number] or signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _check_labels(stage: Stage, dataset: sources.Dataset) -> None:
+    found, room = len(dataset.classes), stage.backbone.num_classes
+    if room and not found:
+        raise UserError(
+            f"stage {stage.name!r}: the network has {room} classes but the data has none; set num_classes=0"
+        )
+    if room and found > room:
+        raise UserError(f"stage {stage.name!r}: the data has {found} classes, the network room for {room}")
+
+
+class StageRun:
+    """A stage on its way: what its steps share."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Path,
+        *,
+        recipe: Recipe,
+        device: torch.device,
+        cache: Path | None,
+        say: Callable[[str], None],
+        weights: Mapping[str, Tensor] | None,
+        ancestor: Path | None,
+    ):
+        self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
+        self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
+        self.dataset = stage.data.source.open(cache)
+        _check_labels(stage, self.dataset)
+        self.train_ids, self.held_ids = split(len(self.dataset), stage.data.holdout, self.rng)
+        torch.manual_seed(self.rng.key("init"))
+        network = stage.backbone.build().to(device)
+        network.checkpointing = stage.checkpointing  # type: ignore[assignment]
+        self.state = State(network, Average(network), stage.optimizer.build(network))
+        self._resume_or_start(weights, ancestor)
+        compiled = torch.compile(network) if stage.compile else network
+
+        def forward(x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
+            with autocast(stage, device):
+                return compiled(x, c_noise, cond)
+
+        self.forward = forward
+
+    def _resume_or_start(self, weights: Mapping[str, Tensor] | None, ancestor: Path | None) -> None:
+        resumed = checkpoint.resume(self.folder / "checkpoints")
+        if resumed is not None:
+            saved = resumed.contents.state
+            for line in resumed.refused:
+                self.say(f"refused: {line}")
+            if saved["fingerprint"] != self.dataset.fingerprint:
+                raise UserError(
+                    f"the data has changed since {resumed.path.name}: {saved['samples']} samples then, "
+                    f"{len(self.dataset)} now; bring it back, or start anew with another --out"
+                )
+            if saved["threads"] != torch.get_num_threads():
+                self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
+                torch.set_num_threads(saved["threads"])
+            _restore(self.state, resumed.contents.parts, saved)
+            self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
+        elif weights is not None:
+            load_weights(self.state.network, weights)
+            self.state.average = Average(self.state.network)
+        elif self.stage.init and ancestor is not None:
+            _start_from(self.state, self.stage.init, ancestor)
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.state.step * self.stage.batch
+
+    def due(self, every_images: int) -> bool:
+        """Whether something that happens every so many images happens after this step."""
+        return self.state.step % max(1, every_images // self.stage.batch) == 0
+
+    def save(self) -> None:
+        """Publishes a checkpoint of this step and clears old ones."""
+        stage, state = self.stage, self.state
+        saved = {
+            "recipe": to_data(self.recipe),
+            "stage": stage.name,
+            "step": state.step,
+            "images": self.images,
+            "ema_updates": state.average.updates,
+            "bad_steps": state.bad_steps,
+            "unreadable": state.unreadable,
+            "classes": list(self.dataset.classes),
+            "fingerprint": self.dataset.fingerprint,
+            "samples": len(self.dataset),
+            "threads": torch.get_num_threads(),
+            "versions": {"pixelspace": pixelspace.__version__, "torch": torch.__version__},
+        }
+        checkpoint.save(self.folder / "checkpoints", state.step, _parts(state), saved)
+        every = max(1, stage.save_images // stage.batch) * stage.keep_every
+        checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every)
+
+    def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
+        """Previews and the held-out loss, with averaged weights."""
+        with evaluating(self.state.network, self.state.average.tensors, self.stage) as backbone:
+            if validate and self.held_ids:
+                loss = held_out_loss(self.stage, backbone, self.dataset, self.held_ids, self.rng, self.device)
+                metrics.write("validation", self.state.step, self.images, loss=loss)
+            if samples:
+                images = sample_images(self.stage, backbone, self.device)
+                sheet = grid_image(images, columns=math.ceil(math.sqrt(len(images))))
+                save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
+        plot_loss(self.folder, self.folder / "loss.png")
+
+    def note_unreadable(self, raw: Raw) -> None:
+        """Counts samples that had to be replaced; too many stop the run, with a checkpoint."""
+        for name, reason in raw.bad:
+            self.say(f"unreadable, replaced by another: {name}: {reason}")
+            self.state.unreadable.append(self.images)
+        recent = [at for at in self.state.unreadable if at > self.images - UNREADABLE_WINDOW]
+        self.state.unreadable = recent
+        if len(recent) > UNREADABLE_MAX:
+            self.save()
+            raise DataError(
+                f"{len(recent)} of the last {UNREADABLE_WINDOW:,} samples could not be read "
+                f"({UNREADABLE_MAX} allowed); the last: {raw.bad[-1][0]}: {raw.bad[-1][1]}"
+            )
+
+    def note_not_finite(self, raw: Raw, report: StepReport, metrics: Metrics) -> None:
+        """Logs a step that did not count, with all that is needed to repeat it; too many stop the run."""
+        step = self.state.step - 1
+        replay = {
+            "stage": self.stage.name,
+            "step": step,
+            "seed": self.recipe.seed,
+            "loss": repr(report.loss),
+            "grad_norm": repr(report.grad_norm),
+            "samples": [
+                {"pos": pos, "name": self.dataset.name(index), "sigma": sigma, "loss": repr(loss)}
+                for pos, index, sigma, loss in zip(
+                    raw.pos.tolist(), raw.ids.tolist(), report.sigmas.tolist(), report.losses.tolist(), strict=True
+                )
+            ],
+        }
+        path = self.folder / "replay" / f"step-{step:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(replay, indent=1), encoding="utf-8")
+        metrics.write("not_finite", step, self.images, replay=str(path.name))
+        state = self.state
+        state.bad_steps = [*(at for at in state.bad_steps if at > step - BAD_WINDOW), step]
+        self.say(f"step {step}: loss {report.loss}, gradient norm {report.grad_norm}: skipped; see {path}")
+        if len(state.bad_steps) > self.stage.bad_steps:
+            raise NumericalError(
+                f"stage {self.stage.name!r}: {len(state.bad_steps)} steps of the last {BAD_WINDOW} had a loss or "
+                f"gradient that is not finite ({self.stage.bad_steps} allowed); the last is described in {path}. "
+                f"Lower optimizer.lr, or use precision=fp32, and resume"
+            )
+
+    def train(self, trackers: tuple[str, ...], progress: bool) -> None:
+        """Steps from where the state stands to the stage's end.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM came; this step's checkpoint is saved.
+        """
+        stage, state = self.stage, self.state
+        metrics = Metrics(self.folder, open_trackers(trackers, self.folder, f"{self.recipe.name}-{stage.name}"))
+        positions = Positions(self.dataset, self.train_ids, stage.data, stage.size, self.rng)
+        edges = stage.objective.levels(torch.linspace(0, 1, OCTILES + 1, dtype=torch.float64)[1:-1])
+        octiles, reports = OctileMeans(edges), list[StepReport]()
+        if state.step == 0:
+            self.look(metrics, samples=False, validate=True)
+        bar = tqdm(total=stage.images, initial=self.images, unit="img", desc=stage.name, disable=not progress)
+        with bar, _asked_to_stop() as stop:
+            stream = batches(positions, self.images, stage.batch, self.device)
+            since, waited = time.monotonic(), 0.0
+            while self.images < stage.images:
+                asked_at = time.monotonic()
+                raw = next(stream)
+                waited += time.monotonic() - asked_at
+                self.note_unreadable(raw)
+                report = train_step(state, self.forward, stage, raw, self.rng)
+                bar.update(stage.batch)
+                if report.finite:
+                    reports.append(report)
+                    octiles.add(report.sigmas.cpu(), report.losses.cpu())
+                else:
+                    self.note_not_finite(raw, report, metrics)
+                if state.step % stage.log_steps == 0 and reports:
+                    seconds = time.monotonic() - since
+                    loss = sum(r.loss for r in reports) / len(reports)
+                    metrics.write(
+                        "train",
+                        state.step,
+                        self.images,
+                        loss=loss,
+                        grad_norm=sum(r.grad_norm for r in reports) / len(reports),
+                        lr=state.optimizer.param_groups[0]["lr"],
+                        ema_decay=stage.ema.decay(max(state.average.updates - 1, 0)),
+                        images_per_second=len(reports) * stage.batch / seconds,
+                        data_wait=waited / seconds,
+                        octiles=octiles.take(),
+                    )
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                    since, waited, reports = time.monotonic(), 0.0, []
+                done = self.images >= stage.images
+                samples, validate = done or self.due(stage.sample_images), done or self.due(stage.validate_images)
+                if done or stop.is_set() or self.due(stage.save_images):
+                    self.save()
+                if samples or validate:
+                    self.look(metrics, samples, validate)
+                    since = time.monotonic()
+                if stop.is_set() and not done:
+                    raise Stopped(
+                        f"stopped on request at {self.images:,} of {stage.images:,} images, checkpoint saved; "
+                        f"the same command goes on from here"
+                    )
+
+
+def stage_folder(run: Path, recipe: Recipe, name: str) -> Path:
+    """Where a stage of a run lives: `00-core-64`."""
+    index = [stage.name for stage in recipe.stages].index(name)
+    return run / f"{index:02d}-{name}"
+
+
+def _is_done(stage: Stage, folder: Path) -> bool:
+    steps = checkpoint.candidates(folder / "checkpoints")
+    return bool(steps) and steps[0].name == f"step-{stage.images // stage.batch:08d}"
+
+
+def run_recipe(
+    recipe: Recipe,
+    run: Path,
+    *,
+    device: torch.device,
+    cache: Path | None = None,
+    trackers: tuple[str, ...] = (),
+    weights: Mapping[str, Tensor] | None = None,
+    first: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = tqdm.write,
+) -> None:
+    """Trains the stages of `recipe` in `run`, from wherever each stands.
+
+    `weights` start the first stage that is trained; `first` names it, and earlier ones must then have been trained
+    unless `weights` are given.
+    """
+    names = [stage.name for stage in recipe.stages]
+    start = names.index(first) if first else 0
+    for stage in recipe.stages[start:]:
+        folder = stage_folder(run, recipe, stage.name)
+        if _is_done(stage, folder):
+            say(f"stage {stage.name!r} is complete")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
+        given = weights if stage.name == names[start] else None
+        stage_run = StageRun(
+            stage, folder, recipe=recipe, device=device, cache=cache, say=say, weights=given, ancestor=ancestor
+        )
+        stage_run.train(trackers, progress)

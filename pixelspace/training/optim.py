@@ -1,0 +1,143 @@
+"""The optimiser: AdamW over the network's own parameter groups, its rate a function of images seen."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pixelspace.config import value
+from pixelspace.errors import CheckpointError
+
+
+class Schedule(ABC):
+    """The learning rate as a factor."""
+
+    @abstractmethod
+    def factor(self, images: int, total: int, batch: int) -> float:
+        """The factor after `images` of the stage's `total`."""
+
+
+@value
+class Constant(Schedule):
+    """1, after a linear warm-up over `warmup_images`, and linearly to 0 over the last `cooldown` share of the stage."""
+
+    warmup_images: int = 0
+    cooldown: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_images < 0 or not 0 <= self.cooldown <= 1:
+            raise ValueError("Constant: needs warmup_images >= 0 and cooldown in [0, 1]")
+
+    def factor(self, images: int, total: int, batch: int) -> float:
+        warm = min(1.0, (images + batch) / self.warmup_images) if self.warmup_images else 1.0
+        left = (1 - images / total) / self.cooldown if self.cooldown else 1.0
+        return warm * min(1.0, max(left, 0.0))
+
+
+@value
+class Inverse(Schedule):
+    """(1 + t / inv_gamma)^-power with an exponential warm-up 1 - warmup^(t + 1), t in steps (k-diffusion)."""
+
+    inv_gamma: float
+    power: float = 1.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.inv_gamma <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError("Inverse: needs inv_gamma > 0 and warmup in [0, 1)")
+
+    def factor(self, images: int, total: int, batch: int) -> float:
+        t = images / batch
+        return (1 - self.warmup ** (t + 1)) * (1 + t / self.inv_gamma) ** -self.power
+
+
+@value
+class Exponential(Schedule):
+    """decay^(t / num_steps) with an exponential warm-up 1 - warmup^(t + 1), t in steps (k-diffusion)."""
+
+    num_steps: float
+    decay: float = 0.5
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps <= 0 or self.decay <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError("Exponential: needs num_steps > 0, decay > 0 and warmup in [0, 1)")
+
+    def factor(self, images: int, total: int, batch: int) -> float:
+        t = images / batch
+        return (1 - self.warmup ** (t + 1)) * self.decay ** (t / self.num_steps)
+
+
+@value
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019) with the gradient's global norm clipped to `clip`."""
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.eps <= 0 or self.clip <= 0 or self.weight_decay < 0:
+            raise ValueError(f"AdamW: lr, eps and clip must be positive, weight_decay not negative, found {self}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"AdamW: betas must be in [0, 1), found {self.betas}")
+
+    def build(self, network: nn.Module) -> torch.optim.AdamW:
+        """The optimiser over `network.param_groups()`, each group with its `lr_factor`."""
+        parameters = dict(network.named_parameters())
+        groups = [
+            {
+                "params": [parameters.pop(name) for name in group.names],
+                "names": group.names,
+                "lr_factor": group.lr_factor,
+                "weight_decay": self.weight_decay if group.decay else 0.0,
+            }
+            for group in network.param_groups()  # type: ignore[operator]
+        ]
+        assert not parameters, f"in no parameter group: {sorted(parameters)}"
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group `lr` times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments as `<parameter>.<moment>`: order plays no part in them."""
+    return {
+        f"{name}.{key}": optimizer.state[parameter][key]
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if parameter in optimizer.state
+        for key in _MOMENTS
+    }
+
+
+def load_state_by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what `state_by_name` gave.
+
+    Raises:
+        CheckpointError: names that are not the optimiser's own.
+    """
+    left = set(tensors)
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            keys = {key: f"{name}.{key}" for key in _MOMENTS}
+            if keys["step"] not in left:
+                continue
+            moments = {key: tensors[full].clone() for key, full in keys.items() if full in left}
+            if moments.keys() != keys.keys() or moments["exp_avg"].shape != parameter.shape:
+                raise CheckpointError(f"optimiser state of {name!r} does not fit the network")
+            moments = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+            optimizer.state[parameter] = moments
+            left -= set(keys.values())
+    if left:
+        raise CheckpointError(f"optimiser state of unknown parameters: {sorted(left)[:3]}")

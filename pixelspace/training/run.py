@@ -1,0 +1,80 @@
+"""A run's folder: its recipe, who works in it, and what may change when it goes on."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pixelspace.config import read_json, to_data
+from pixelspace.errors import ResourceError, UserError
+from pixelspace.training.stage import Recipe
+
+# Settings that change how a run is watched or computed, not what is learnt.
+FREE = frozenset(
+    "workers micro checkpointing compile save_images keep_every sample_images sample_count validate_images "
+    "validate_count log_steps bad_steps sampling".split()
+)
+# Settings without which the checkpoints mean something else.
+FIXED = frozenset(("seed", "backbone", "batch", "size", "source", "holdout", "codec", "name"))
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted path, old, new) of every leaf that differs between two trees of plain data."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, after, f"{path}.{i}")
+    elif old != new:
+        yield path, old, new
+
+
+def _write_recipe(run: Path, recipe: Recipe) -> None:
+    partial = run / ".recipe.json.part"
+    partial.write_text(json.dumps(to_data(recipe), indent=1) + "\n", encoding="utf-8")
+    partial.replace(run / "recipe.json")
+
+
+def _check_unchanged(run: Path, recipe: Recipe, accept_changes: bool) -> None:
+    changed = list(differences(read_json(run / "recipe.json"), to_data(recipe)))
+    bound = [(path, a, b) for path, a, b in changed if not FREE & set(path.split("."))]
+    fixed = [entry for entry in bound if FIXED & set(entry[0].split("."))]
+    if bound and not (accept_changes and not fixed):
+        shown = "; ".join(f"{path}: {json.dumps(a)} -> {json.dumps(b)}" for path, a, b in bound[:10])
+        more = f"; and {len(bound) - 10} more" if len(bound) > 10 else ""
+        way = "set them back or start anew with another --out"
+        way += "" if fixed else ", or add --accept-changes to go on with them from here"
+        raise UserError(f"{run} was begun with another recipe: {shown}{more}. Resume it with `train {run}`, {way}")
+
+
+@contextmanager
+def opened_run(run: Path, recipe: Recipe, *, accept_changes: bool = False) -> Iterator[None]:
+    """The folder `run`, held for this process alone, with `recipe` written into it.
+
+    Raises:
+        UserError: the run was begun with another recipe, or another process works in it.
+        ResourceError: the folder cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ResourceError(f"{run}: cannot be written: {error.strerror}; give another --out") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{run}: another process is training here; wait for it or give another --out") from error
+        if (run / "recipe.json").exists():
+            _check_unchanged(run, recipe, accept_changes)
+        try:
+            _write_recipe(run, recipe)
+        except OSError as error:
+            raise ResourceError(f"{run}: cannot be written: {error.strerror}; give another --out") from error
+        yield
+    finally:
+        os.close(lock)

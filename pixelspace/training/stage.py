@@ -1,0 +1,100 @@
+"""What is trained, as values: a `Recipe` is stages in order, a `Stage` is one run of the loop."""
+
+from typing import Literal
+
+from pixelspace.config import nearest, value
+from pixelspace.data.codec import Codec, Pixels
+from pixelspace.data.loader import Data
+from pixelspace.errors import UserError
+from pixelspace.objectives.denoising import Objective
+from pixelspace.sampling.generate import Sampling
+from pixelspace.training.ema import EMA
+from pixelspace.training.optim import AdamW, Constant, Schedule
+from pixelspace.types import BackboneConfig
+
+
+@value
+class Inherit:
+    """What a stage takes from an earlier one: its averaged or raw weights, and on request its average and moments."""
+
+    stage: str
+    weights: Literal["ema", "raw"] = "ema"
+    ema: Literal["fresh", "carry"] = "fresh"
+    optimizer: bool = False
+
+
+@value
+class Stage:
+    """One run of the loop. `size` is (height, width), `batch` and all `*_images` count images over all devices.
+
+    `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
+    Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
+    `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
+    metrics is written. More than `bad_steps` steps that are not finite among 100 stop the run.
+    """
+
+    name: str
+    backbone: BackboneConfig
+    objective: Objective
+    data: Data
+    size: tuple[int, int]
+    batch: int
+    images: int
+    sampling: Sampling = Sampling()
+    codec: Codec = Pixels()
+    optimizer: AdamW = AdamW()
+    schedule: Schedule = Constant()
+    ema: EMA = EMA()
+    init: Inherit | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro: int = 0
+    checkpointing: bool = False
+    compile: bool = False
+    save_images: int = 2_560_000
+    keep_every: int = 10
+    sample_images: int = 256_000
+    sample_count: int = 36
+    validate_images: int = 256_000
+    validate_count: int = 1024
+    log_steps: int = 10
+    bad_steps: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
+            raise ValueError(f"Stage: name must be letters, digits, '-' and '_', found {self.name!r}")
+        counts = ("batch", "images", "save_images", "sample_images", "validate_images", "log_steps", "keep_every")
+        for field in (*counts, "sample_count", "validate_count"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"Stage: {field} must be at least 1, found {getattr(self, field)}")
+        if self.images % self.batch:
+            near = max(self.images // self.batch, 1) * self.batch
+            raise ValueError(f"Stage: images {self.images} is not a multiple of batch {self.batch}; nearest is {near}")
+        if self.micro < 0 or (self.micro and self.batch % self.micro):
+            fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+            raise ValueError(f"Stage: micro {self.micro} must be 0 or divide batch {self.batch}: one of {fits}")
+        if self.bad_steps < 0:
+            raise ValueError(f"Stage: bad_steps cannot be negative, found {self.bad_steps}")
+        self.backbone.check_size(*self.size)
+
+
+@value
+class Recipe:
+    """Stages in order; each may inherit from one before it. `seed` decides every draw."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"Recipe {self.name}: give at least one stage")
+        seen: list[str] = []
+        for stage in self.stages:
+            if stage.name in seen:
+                raise UserError(f"Recipe {self.name}: two stages are called {stage.name!r}")
+            if stage.init and stage.init.stage not in seen:
+                raise UserError(
+                    f"stage {stage.name!r} inherits from {stage.init.stage!r}, which does not come before it; "
+                    f"{nearest(stage.init.stage, seen)}"
+                )
+            seen.append(stage.name)

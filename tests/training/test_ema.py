@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from pixelspace.training.ema import EMA, Average
+
+
+@pytest.mark.parametrize(
+    ("key", "ema"),
+    [
+        ("power0.6667_max0.9999", EMA(0.6667, 0.9999)),
+        ("power0.7500_max0.9999", EMA(0.75, 0.9999)),
+        ("power1.0000_max1.0", EMA(1.0, 1.0)),
+    ],
+)
+def test_the_warm_up_meets_the_golden(golden, key, ema):
+    misc = golden("hdit/misc")
+    found = torch.tensor([ema.decay(t) for t in misc["ema/steps"].tolist()], dtype=torch.float64)
+    torch.testing.assert_close(found, misc[f"ema/{key}"], rtol=0, atol=1e-9)
+
+
+def test_the_first_update_copies_and_later_ones_interpolate():
+    network, ema = nn.Linear(3, 3), EMA(1.0, 1.0)
+    average = Average(network)
+    seen = []
+    for _ in range(5):
+        nn.init.normal_(network.weight)
+        seen.append(network.weight.detach().clone())
+        average.update(network, ema)
+    torch.testing.assert_close(average.tensors["weight"], torch.stack(seen).mean(0))  # power 1: the running mean
+
+
+def test_buffers_are_copied_and_weights_left_alone():
+    network = nn.BatchNorm1d(2)
+    average = Average(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network(torch.randn(8, 2))
+    average.update(network, EMA())
+    assert torch.equal(average.tensors["running_mean"], network.running_mean)
+    assert torch.equal(before["weight"], network.weight)
+
+
+@pytest.mark.parametrize("bad", [(0.0, 0.9), (0.75, 1.5)])
+def test_senseless_averages_are_refused(bad):
+    with pytest.raises(ValueError, match="EMA"):
+        EMA(*bad)
