@@ -121,6 +121,8 @@ def read_json(path: Path) -> Any:
 def override(data: Any, setting: str) -> Any:
     """`data` with one field replaced; `setting` is `path=value`, the value in JSON (a bare word is a string).
 
+    A `*` in the path stands for every item of a list.
+
     Raises:
         UserError: no such path, with the nearest existing name.
     """
@@ -143,8 +145,10 @@ def _replaced(data: Any, keys: list[str], new: Any, path: str) -> Any:
             raise UserError(f"{path}: no setting {key!r} in {data.get('type', 'it')}; {nearest(key, data.keys())}")
         return {**data, key: _replaced(data[key], rest, new, path)}
     if isinstance(data, list):
+        if key == "*":
+            return [_replaced(item, rest, new, path) for item in data]
         if not key.isdecimal() or int(key) >= len(data):
-            raise UserError(f"{path}: {key!r} is no index here; give 0 to {len(data) - 1}")
+            raise UserError(f"{path}: {key!r} is no index here; give 0 to {len(data) - 1}, or * for all")
         i = int(key)
         return [*data[:i], _replaced(data[i], rest, new, path), *data[i + 1 :]]
     raise UserError(f"{path}: nothing lies below a plain value; remove '.{'.'.join(keys)}'")

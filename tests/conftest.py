@@ -1,8 +1,11 @@
 """What every test shares: the golden files, computed once with the original systems."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it, and before torch starts its threads
 
 import pytest
 import torch

@@ -67,6 +67,11 @@ def test_a_bad_override_is_refused_by_name(setting, message):
         from_data(override(to_data(DRAWING), setting), TYPES)
 
 
+def test_a_star_reaches_every_item():
+    data = [to_data(DRAWING), to_data(DRAWING)]
+    assert override(data, "*.shape.corners.*=4")[1]["shape"]["corners"] == [4, 4]
+
+
 def test_an_override_changes_one_field():
     changed = from_data(override(to_data(DRAWING), "shape.corners.1=7"), TYPES)
     assert changed == Drawing(Square(2.0, (1, 7)))

@@ -5,6 +5,7 @@ or `torch.load` restricted to tensors and plain containers, which runs no code.
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -194,16 +195,21 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, so it is not read: {reason}"
+            f"{path}: holds more than tensors and plain values, so it is not read: {_first_line(error)}"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not readable as a PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path}: not readable as a PyTorch checkpoint: {_first_line(error)}") from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pixelspace.errors import ResourceError, UserError
 
@@ -20,12 +21,13 @@ Table = TypeVar("Table", bound=Callable[..., Any])
 
 
 def tabulated(function: Table) -> Table:
-    """Computes a table once for the same arguments; a compiled graph computes it as part of itself."""
+    """Computes a table once for the same arguments; a compiled graph has the computation in itself."""
     cached = cache(function)
 
     @wraps(function)
     def table(*args: Any) -> Any:
-        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+        watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None  # tensors may be fakes
+        return function(*args) if watched else cached(*args)
 
     return table  # type: ignore[return-value]
 

@@ -69,7 +69,7 @@ def opened_run(run: Path, recipe: Recipe, *, accept_changes: bool = False) -> It
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{run}: another process is training here; wait for it or give another --out") from error
-        if (run / "recipe.json").exists():
+        if any(run.glob("*/checkpoints/step-*")):  # before the first one there is nothing to contradict
             _check_unchanged(run, recipe, accept_changes)
         try:
             _write_recipe(run, recipe)

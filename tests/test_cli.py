@@ -1,0 +1,282 @@
+"""The command line as people use it: what it prints, what it refuses and with which exit code."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelspace.cli import main
+from tests.conftest import GOLDENS
+
+WEIGHTS = GOLDENS / "hdit/nbhd_class_2lvl.weights.safetensors"
+DEBUG = "hdit-imagenet128-debug"
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder and returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        try:
+            code = main([str(one) for one in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", DEBUG, "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 255, (24, 40, 3), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def refused(result, code, *words):
+    """One line on the terminal, the right exit code, no traceback."""
+    found, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert found == code, err
+    assert len(lines) == 1 and "Traceback" not in err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_recipes_are_listed_one_a_line(cli):
+    code, out, _ = cli("recipes")
+    assert code == 0 and any(line.startswith("hdit-demo ") for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sample"], ["show"], ["import"], ["prepare"], ["recipes"], ["demo"]]
+)
+def test_help_is_everywhere(cli, command):
+    code, out, _ = cli(*command, "--help")
+    assert code == 0 and "usage: pixelspace" in out
+
+
+def test_show_prints_the_tree_with_counts(cli):
+    code, out, _ = cli("show", "hdit-imagenet256")
+    assert code == 0
+    assert "557,416,522 parameters" in out and "197.587 GMAC" in out and "mid_level" in out
+    assert out.count("stage ") == 4 and "from batch-256 (raw weights)" in out
+
+
+def test_show_prints_every_setting_as_json(cli):
+    _, out, _ = cli("show", "hdit-demo", "--json", "--set", "stages.0.optimizer.lr=1e-3")
+    assert json.loads(out)["stages"][0]["optimizer"]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("stages.0.optimizer.lerning_rate=1", ["lerning_rate", "known here", "lr"]),
+        ("stages.0.batchh=1", ["did you mean 'batch'?"]),
+        ("stages.0.batch=many", ["stages.0.batch", "integer", "'many'"]),
+        ("stages.0.batch=true", ["stages.0.batch", "integer", "True"]),
+        ("stages.0.optimizer.lr=NaN", ["stages.0.optimizer.lr", "'NaN'"]),
+        ("stages.0.optimizer.lr=1e999", ["stages.0.optimizer.lr", "finite"]),
+        ("stages.0.optimizer.lr=-1", ["must be positive"]),
+        ("stages.0.backbone.levels.0.width=100", ["multiple of head_dim 32", "96 and 128"]),
+        ("stages.0.size=[33,32]", ["image height 33", "32 and 36"]),
+        ("stages.0.images=1000", ["not a multiple of batch 64", "960"]),
+        ("stages.0.objective.levels.type=Karas", ["no such type 'Karas'", "'Karras'"]),
+        ('stages.0.data.source.groups=["fod"]', ["no group 'fod'", "'food'"]),
+        ("stages.5.batch=1", ["'5' is no index here"]),
+        ("stages.0.batch", ["path=value"]),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line(cli, setting, words):
+    refused(cli("train", "hdit-demo", "--set", setting, "--out", "r"), 2, *words)
+    assert not Path("r").exists()
+
+
+def test_unknown_recipes_stages_devices_and_trackers_are_refused(cli):
+    refused(cli("train", "hdit-dmo"), 2, "hdit-dmo", "did you mean 'hdit-demo'?")
+    refused(cli("train", DEBUG, "--stage", "trane"), 2, "did you mean 'train'?")
+    refused(cli("train", DEBUG, "--device", "tpu"), 6, "'tpu' is not usable here")
+    refused(cli("train", DEBUG, "--track", "mlflow"), 2, "tensorboard, wandb")
+    refused(cli("train", "mine.py:cats"), 2, "mine.py: no such file")
+    assert cli("train", DEBUG, "--nonsense")[0] == 2
+
+
+def test_a_recipe_comes_from_a_file_or_a_function(cli, tmp_path):
+    _, out, _ = cli("show", DEBUG, "--json")
+    (tmp_path / "mine.json").write_text(out)
+    (tmp_path / "mine.py").write_text("from pixelspace.recipes.hdit import imagenet128_debug as cats\n")
+    assert cli("show", "mine.json")[1] == cli("show", "mine.py:cats")[1] == cli("show", DEBUG)[1]
+    (tmp_path / "mine.json").write_text(out.replace('"seed": 0', '"seed": 0, "seed": 1'))
+    refused(cli("show", "mine.json"), 2, "mine.json", "'seed' stands twice")
+    (tmp_path / "mine.json").write_text("{")
+    refused(cli("show", "mine.json"), 2, "mine.json", "not readable as JSON")
+
+
+def test_training_on_a_folder_writes_a_run_that_samples(cli, pictures):
+    code, _, err = cli(
+        *("train", DEBUG, "--data", pictures, "--out", "run", "--quiet", "--set", "stages.0.backbone.num_classes=2")
+    )
+    assert code == 0, err
+    assert cli("sample", "run", "-n", "3", "--label", "b", "--out", "images", "--steps", "2", "--quiet")[0] == 0
+    assert sorted(path.name for path in Path("images").iterdir()) == [
+        *(f"00000{i}.png" for i in range(3)),
+        "grid.png",
+    ]
+    with Image.open("images/000002.png") as image:
+        assert image.size == (16, 16)
+    refused(cli("sample", "run", "--out", "images"), 2, "images: is not empty", "--overwrite")
+    refused(cli("sample", "run", "--label", "c", "--out", "o"), 2, "no class 'c'", "a, b")
+    refused(cli("sample", "run", "--label", "7", "--out", "o"), 2, "label 7 is out of range", "0 to 1")
+
+
+def test_bad_folders_are_refused(cli, tmp_path, pictures):
+    def train_on(folder):
+        return cli("train", DEBUG, "--data", folder, "--out", "run", "--quiet")
+
+    (tmp_path / "empty").mkdir()
+    refused(train_on("empty"), 3, "empty: no image files", ".jpg", "found nothing")
+    refused(train_on("nowhere"), 3, "nowhere: no such folder")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "notes.txt").write_text("hello")
+    refused(train_on("text"), 3, "no image files", "1 .txt")
+    (tmp_path / "text" / "bad.png").write_bytes(b"")
+    refused(train_on("text"), 3, "none of its 1 image files can be read", "bad.png: zero bytes")
+    (pictures / "a" / "x.png").write_text("<html>")
+    (pictures / "a" / "y.png").write_bytes((pictures / "a" / "1.png").read_bytes()[:60])
+    (pictures / "labels.csv").write_text("file,label\nnothere.png,1\n")
+    refused(train_on(pictures), 3, "labels.csv", "'nothere.png'")
+    (pictures / "labels.csv").unlink()
+    refused(train_on(pictures), 3, "2 of 18 image files are bad", "10% allowed", "an HTML page")
+
+
+def test_prepare_says_what_is_in_a_folder(cli, pictures):
+    code, out, _ = cli("prepare", pictures)
+    assert code == 0 and "16 good images, 0 bad" in out and "2 classes: a 8, b 8" in out
+
+
+def test_samples_are_the_same_as_in_python(cli, run_folder):
+    import pixelspace as ps
+
+    assert cli("sample", run_folder, "-n", "2", "--seed", "7", "--out", "images", "--quiet")[0] == 0
+    expected = ps.load(run_folder).sample(2, seed=7, progress=False)
+    for i in range(2):
+        with Image.open(f"images/{i:06d}.png") as image:
+            assert np.array_equal(np.array(image), expected[i].numpy())
+
+
+def test_imported_weights_sample_and_start_a_training(cli):
+    assert cli("import", WEIGHTS, "model")[0] == 0
+    assert cli("sample", "model", "-n", "1", "--steps", "2", "--out", "a", "--quiet")[0] == 0
+    assert cli("sample", WEIGHTS, "-n", "1", "--steps", "2", "--out", "b", "--quiet")[0] == 0
+    assert Path("a/000000.png").read_bytes() == Path("b/000000.png").read_bytes()
+    config = json.loads(Path("model/state.json").read_text())
+    backbone = json.dumps(config["backbone"])
+    settings = ["--set", f"stages.0.backbone={backbone}", "--set", "stages.0.images=4"]
+    code, _, err = cli("train", DEBUG, "--from", "model", "--out", "run", "--quiet", *settings)
+    assert code == 0, err
+    refused(cli("train", DEBUG, "--from", "model", "--out", "other", "--quiet"), 4, "another architecture")
+
+
+def test_a_damaged_or_absent_model_is_refused(cli, run_folder, tmp_path):
+    refused(cli("sample", "nowhere", "--out", "o"), 4, "nowhere: no such file")
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    for path in copy.glob("*/checkpoints/*/ema.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    refused(cli("sample", copy, "--out", "o"), 4, "ema.safetensors")
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+    refused(cli("sample", "evil.pth", "--out", "o"), 4, "evil.pth")
+    refused(cli("import", "evil.pth", "o"), 4, "evil.pth")
+    assert not (tmp_path / "canary").exists() and not (tmp_path / "o").exists()
+
+
+def test_a_changed_recipe_is_refused_on_resume_and_listed(cli, run_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy)
+    again = ("train", DEBUG, "--out", copy, "--quiet")
+    assert cli(*again)[0] == 0
+    rate = ("--set", "stages.0.optimizer.lr=0.001")
+    refused(cli(*again, *rate), 2, "stages.0.optimizer.lr: 0.0005 -> 0.001", "--accept-changes", "another --out")
+    seed = ("--set", "seed=3")
+    refused(cli(*again, *seed, "--accept-changes"), 2, "seed: 0 -> 3", "another --out")
+    assert cli(*again, *rate, "--accept-changes")[0] == 0
+    assert cli("train", copy, "--quiet", "--set", "stages.0.log_steps=5")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_refused(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(cli("train", DEBUG, "--out", "file/run"), 6, "file/run: cannot be written")
+    refused(cli("sample", WEIGHTS, "--out", "file"), 2, "file: is a file")
+
+
+def test_a_run_belongs_to_one_process_at_a_time(cli, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(cli("train", DEBUG, "--out", "run"), 2, "another process is training here")
+
+
+def test_a_fault_of_ours_leaves_its_traceback_in_a_file(cli, monkeypatch, tmp_path):
+    from pixelspace import cli as module
+
+    monkeypatch.setattr(module, "_recipe", lambda *given: 1 / 0)
+    code, _, err = cli("show", DEBUG)
+    assert code == 70 and "ZeroDivisionError" in err and "Traceback" not in err
+    assert "Traceback" in (tmp_path / "pixelspace-error.log").read_text()
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pixelspace", "train", DEBUG, "--out", str(folder), "--quiet"]
+    settings = ["stages.0.images=40000", "stages.0.save_images=40"]
+    return subprocess.Popen(
+        [*command, "--set", *settings, *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_checkpoints(folder: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while len(list(folder.glob("*/checkpoints/step-*"))) < count:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_stopped_process_says_how_to_go_on_and_one_killed_loses_nothing(tmp_path):
+    first = start(tmp_path)
+    wait_for_checkpoints(tmp_path, 2)
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 75 and "the same command goes on from here" in err
+    newest = max(path.name for path in tmp_path.glob("*/checkpoints/step-*"))
+    second = start(tmp_path)
+    time.sleep(4)
+    second.kill()
+    _, err = second.communicate(timeout=60)
+    assert f"({newest})" in err
+    assert max(path.name for path in tmp_path.glob("*/checkpoints/step-*")) >= newest

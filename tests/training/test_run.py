@@ -1,0 +1,65 @@
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pixelspace.config import to_data
+from pixelspace.errors import UserError
+from pixelspace.training.run import differences, opened_run
+from pixelspace.training.stage import Inherit, Recipe
+
+
+def test_differences_are_named_by_path(tiny):
+    (stage,) = tiny.stages
+    other = replace(tiny, stages=(replace(stage, batch=4, optimizer=replace(stage.optimizer, lr=1.0)),))
+    assert list(differences(to_data(tiny), to_data(other))) == [
+        ("stages.0.batch", 8, 4),
+        ("stages.0.optimizer.lr", 5e-4, 1.0),
+    ]
+    assert list(differences(to_data(tiny), to_data(tiny))) == []
+
+
+def test_how_a_run_is_watched_may_change_freely(tiny, tmp_path):
+    (stage,) = tiny.stages
+    with opened_run(tmp_path, replace(tiny, seed=5)):
+        pass
+    (tmp_path / "00-train" / "checkpoints" / "step-00000001").mkdir(parents=True)  # from here on it matters
+    with pytest.raises(UserError, match="seed: 5 -> 0"):
+        with opened_run(tmp_path, tiny):
+            pass
+    shutil.rmtree(tmp_path / "00-train")
+    with opened_run(tmp_path, tiny):
+        pass
+    (tmp_path / "00-train" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    watched = replace(stage, log_steps=7, sample_count=9, sampling=replace(stage.sampling, steps=3))
+    with opened_run(tmp_path, replace(tiny, stages=(watched,))):
+        pass
+    with pytest.raises(UserError, match=r"stages\.0\.images: 96 -> 800"):
+        with opened_run(tmp_path, replace(tiny, stages=(replace(watched, images=800),))):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a b"}, "name must be"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"images": 97}, "not a multiple of batch 8; nearest is 96"),
+        ({"micro": 3}, r"must be 0 or divide batch 8: one of \[1, 2, 4, 8\]"),
+        ({"size": (15, 16)}, "image height 15"),
+        ({"log_steps": 0}, "log_steps must be at least 1"),
+    ],
+)
+def test_a_senseless_stage_is_refused(tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(tiny.stages[0], **change)
+
+
+def test_a_recipe_s_stages_have_names_and_ancestors_before_them(tiny):
+    (stage,) = tiny.stages
+    with pytest.raises(ValueError, match="two stages are called 'train'"):
+        Recipe("twice", (stage, stage))
+    with pytest.raises(ValueError, match="inherits from 'core', which does not come before it"):
+        Recipe("orphan", (replace(stage, init=Inherit("core")),))
+    with pytest.raises(ValueError, match="at least one stage"):
+        Recipe("empty", ())
