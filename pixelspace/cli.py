@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,7 +158,7 @@ def train(
                 say=lambda text: tqdm.write(text, file=sys.stderr),
             )
         except PixelspaceError:
-            with (run / "error.log").open("a", encoding="utf-8") as log:
+            with suppress(OSError), (run / "error.log").open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())
             raise
     print(f"trained: {run} (pixelspace sample {run})")

@@ -13,7 +13,7 @@ from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
 from pixelspace.training.log import read_metrics
 
-COUNT, COLUMNS, SCALE = 36, 9, 2
+COUNT, COLUMNS, SCALE = 36, 9, 3
 
 
 def nearest(images: Tensor, known: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class Data:
 def split(n: int, holdout: float, rng: Rng) -> tuple[list[int], list[int]]:
     """(training ids, validation ids), both ascending; at least one of n stays for training."""
     held = min(round(n * holdout), n - 1)
+    if not held:
+        return list(range(n)), []
     key = rng.key("holdout")
     ranked = sorted(range(n), key=lambda i: (Rng(key).key(i), i))
     return sorted(ranked[held:]), sorted(ranked[:held])

@@ -89,7 +89,7 @@ class Denoising(Objective):
             raise ValueError(f"Denoising: scales cannot be negative, found {self.scales}")
 
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
-        sigma = self.levels(rng.stratified("sigma", batch.pos, size)).to(batch.x)
+        sigma = self.levels(rng.stratified("sigma", batch.pos, size)).to(batch.x.dtype).to(batch.x.device)
         noise = rng.noise("noise", batch.pos, tuple(batch.x.shape[1:]), batch.x.device)
         drop = (rng.uniform("drop", batch.pos)[:, 0] < self.drop_rate).to(batch.x.device) if self.drop_rate else None
         return Draw(sigma, noise, drop)

@@ -81,7 +81,7 @@ def train_step(
 
     each = torch.cat(losses)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), stage.optimizer.clip)
-    loss, grad_norm = torch.stack([each.double().mean(), norm.double()]).tolist()
+    loss, grad_norm = torch.stack([each.mean(), norm]).tolist()
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
         set_rate(state.optimizer, stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch))
@@ -351,7 +351,10 @@ class StageRun:
                 if done or stop.is_set() or self.due(stage.save_images):
                     self.save()
                 if samples or validate:
-                    self.look(metrics, samples, validate)
+                    try:
+                        self.look(metrics, samples, validate)
+                    except OSError as error:  # a full disk must not end a run over a picture
+                        self.say(f"no preview at {self.images:,} images: {error}")
                     since = time.monotonic()
                 if stop.is_set() and not done:
                     raise Stopped(

@@ -72,5 +72,5 @@ def held_out_loss(
         raw = read(dataset, held[start : start + chunk], stage.size)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
         draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None)
-        total += float(stage.objective.loss(backbone, batch, draw).double().sum())
+        total += float(stage.objective.loss(backbone, batch, draw).cpu().double().sum())
     return total / len(held)
