@@ -71,6 +71,9 @@ class Metrics:
 
     def __init__(self, folder: Path, trackers: list[Tracker]):
         self.path, self.trackers = folder / "metrics.jsonl", trackers
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # ends the row that a kill cut short
         self.attempt = 1 + max((row["attempt"] for row in _rows(self.path)), default=0)
 
     def write(self, kind: str, step: int, images: int, **metrics: Any) -> None:
@@ -90,7 +93,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the row that a kill cut short
+        except json.JSONDecodeError:  # a row that a kill cut short
             continue
     return rows
 
