@@ -206,6 +206,8 @@ class StageRun:
             if saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
                 torch.set_num_threads(saved["threads"])
+            if weights is not None:
+                self.say("--from is not used: the stage goes on from its own checkpoint")
             _restore(self.state, resumed.contents.parts, saved)
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
         elif weights is not None:
@@ -297,7 +299,7 @@ class StageRun:
             raise NumericalError(
                 f"stage {self.stage.name!r}: {len(state.bad_steps)} steps of the last {BAD_WINDOW} had a loss or "
                 f"gradient that is not finite ({self.stage.bad_steps} allowed); the last is described in {path}. "
-                f"Lower optimizer.lr, or use precision=fp32, and resume"
+                f"Resume with a lower optimizer.lr and --accept-changes, or start anew with precision=fp32"
             )
 
     def train(self, trackers: tuple[str, ...], progress: bool) -> None:
