@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -274,9 +275,25 @@ def test_a_stopped_process_says_how_to_go_on_and_one_killed_loses_nothing(tmp_pa
     _, err = first.communicate(timeout=60)
     assert first.returncode == 75 and "the same command goes on from here" in err
     newest = max(path.name for path in tmp_path.glob("*/checkpoints/step-*"))
-    second = start(tmp_path)
-    time.sleep(4)
+    second = start(tmp_path, "stages.0.data.workers=1")
+    end = time.monotonic() + 120
+    while max(path.name for path in tmp_path.glob("*/checkpoints/step-*")) == newest:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    workers = children_of(second.pid)
     second.kill()
     _, err = second.communicate(timeout=60)
     assert f"({newest})" in err
-    assert max(path.name for path in tmp_path.glob("*/checkpoints/step-*")) >= newest
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < end, "a killed trainer leaves its workers behind"
+        time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes whose parent is `pid`, where the system lists them."""
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                children.append(int(path.parent.name))
+    return children

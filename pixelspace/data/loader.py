@@ -136,7 +136,8 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
         collate_fn=_collate,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_trainer if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        # Not forked, since this process has threads; nor from a fork server, which outlives a trainer that was killed.
+        multiprocessing_context="spawn" if workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # so that the loader leaves the default generator alone
     )
