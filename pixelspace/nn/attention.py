@@ -83,9 +83,17 @@ def neighborhood_mask(h: int, w: int, kernel: int) -> Tensor:
     return torch.kron(axis(h).int(), axis(w).int()).bool()
 
 
+_DENSE_TOKENS = 256
+
+
+@tabulated
+def _dense_mask(h: int, w: int, kernel: int, device: torch.device) -> Tensor:
+    return _additive(neighborhood_mask(h, w, kernel).to(device))
+
+
 def _neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
     h, w = q.shape[1:3]
-    mask = _additive(neighborhood_mask(h, w, kernel).to(q.device))
+    mask = _dense_mask(h, w, kernel, q.device)
     q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
     return rearrange(_attend(q, k, v, mask), "b n (h w) e -> b h w n e", h=h, w=w)
 
@@ -185,7 +193,8 @@ NEIGHBORHOODS = {
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, backend: Backend = "auto") -> Tensor:
     """Each token attends to the kernel x kernel tokens round it.
 
-    `auto` takes natten's kernels or else FlexAttention on CUDA, halo tiles elsewhere and for float64.
+    `auto` takes natten's kernels or else FlexAttention on CUDA; elsewhere and for float64 halo tiles, or for up to 256
+    tokens the dense reference, which is quicker there.
 
     Raises:
         UserError: a kernel that is even or larger than the grid.
@@ -195,7 +204,10 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, backend
     if kernel % 2 == 0 or kernel > min(h, w):
         raise UserError(f"neighborhood kernel {kernel} must be odd and fit the {h}x{w} token grid")
     if backend == "auto":
-        backend = "halo" if not q.is_cuda or q.dtype == torch.float64 else "natten" if _natten_is_fast() else "flex"
+        if q.is_cuda and q.dtype != torch.float64:
+            backend = "natten" if _natten_is_fast() else "flex"
+        else:
+            backend = "halo" if h * w > _DENSE_TOKENS else "reference"
     return NEIGHBORHOODS[backend](q, k, v, kernel)
 
 
