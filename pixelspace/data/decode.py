@@ -1,16 +1,25 @@
 """Bytes of an image file to RGB pixels, by one stated policy.
 
 JPEG, PNG, WebP, TIFF and BMP are read, whatever the file is called. The header is looked at first: more than 64
-megapixels, a side over 32,768 or a side 20 times the other is refused. Refused too: animations and multi-page files,
-files that are cut short or damaged, 32-bit integer and floating-point pixels. EXIF rotation is applied. An embedded
-colour profile is converted to sRGB, and ignored if it is broken. 16-bit values are scaled exactly (v / 257); palettes,
-grey and one-bit pictures become RGB, CMYK by its profile or else by plain inversion; transparency is laid over white.
+megapixels, a side over 32,768 or a side over 20 times the other is refused. Refused too: animations and multi-page
+files (but for a camera's JPEG with previews behind it), files that are cut short or damaged, pixels of 32 bits, with
+signs or fractions, and layouts that Pillow does not know.
+
+- EXIF rotation is applied; damaged EXIF means none.
+- An embedded colour profile is converted to sRGB, and left out if it is unusable. A PNG's gamma is not applied.
+- Grey of 12 or 16 bits is scaled exactly, v / 257 rounded; of 16-bit colours Pillow keeps the high byte, which is
+  within one level of it.
+- Palettes, one-bit pictures and grey become RGB; CMYK by its profile, or else as R = (1 - C)(1 - K).
+- Transparency is laid over white, before anything is resized.
 """
 
 import io
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -19,13 +28,12 @@ from pixelspace.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 64_000_000, 32_768, 20
+MAX_BYTES, MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 512 << 20, 64_000_000, 32_768, 20
 
 # All that Pillow's decoders have been seen to raise on damaged files.
 _DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError),
-    *(ArithmeticError, NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
+    *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,20 +44,59 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # TIFF tags
+_COLOURS = {  # the opaque mode in which a profile speaks of the pixels
+    **{"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB"},
+    **{"RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "CMYK": "CMYK"},
+}
+_REFUSED = {"I": "pixels with signs or of 32 bits", "F": "floating-point pixels"}
+_STARTS = {
+    b"\xff\xd8\xff": "a JPEG that cannot be read: cut short, damaged or of a kind that Pillow does not know",
+    b"\x89PNG\r\n\x1a\n": "a PNG that cannot be read: cut short, damaged or of a kind that Pillow does not know",
+    b"II*\0": "a TIFF that cannot be read: cut short, damaged or of a kind that Pillow does not know",
+    b"MM\0*": "a TIFF that cannot be read: cut short, damaged or of a kind that Pillow does not know",
+    b"GIF8": "a GIF",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a Git-LFS pointer, not the image itself; run git lfs pull",
+}
+_TEXT_STARTS = {
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML text",
+}
 
 
-def _what_else(data: bytes) -> str | None:
-    start = data[:256].lstrip().lower()
-    if not data:
-        return "zero bytes"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git-LFS pointer, not the image itself; run git lfs pull"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    if start.startswith((b"<?xml", b"<svg")):
-        return "an SVG or XML text"
-    return None
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An RGB image, the mode of its pixels in the file (Pillow's name), and what of the file could not be used."""
+
+    image: Image.Image
+    mode: str
+    notes: tuple[str, ...] = ()
+
+
+def shown(name: str) -> str:
+    """A file's name fit for a terminal and a log: escaped if it holds control or undecodable characters."""
+    return name if name.isprintable() else repr(name)
+
+
+def _what_else(data: bytes) -> str:
+    text = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    found = [what for start, what in _STARTS.items() if data.startswith(start)]
+    found += [what for start, what in _TEXT_STARTS.items() if text.startswith(start)]
+    if data[4:8] == b"ftyp":
+        found.append("a HEIC, AVIF or video file")
+    return found[0] if found else "not a JPEG, PNG, WebP, TIFF or BMP image"
+
+
+def _what_is_wrong(data: bytes, error: Exception) -> str:
+    said = shown(" ".join(str(error).split())[:200]) or type(error).__name__
+    size = 8 + int.from_bytes(data[4:8], "little")  # of a WebP, by its header
+    if data.startswith(b"RIFF") and size > len(data):
+        return f"cut short: {len(data):,} of {size:,} bytes"
+    return f"{'cut short' if 'truncated' in said.lower() else 'damaged'}: {said}"
 
 
 def _check_header(image: Image.Image) -> None:
@@ -59,48 +106,110 @@ def _check_header(image: Image.Image) -> None:
     if max(width, height) > MAX_SIDE:
         raise DataError(f"{width}x{height} has a side over {MAX_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(f"{width}x{height} is more than {MAX_ASPECT} times as long as wide")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
-        raise DataError(f"{frames} frames or pages; one is wanted")
+        raise DataError(f"{width}x{height} has a side over {MAX_ASPECT} times the other")
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with previews behind it
+        # A TIFF's pages are not counted: there may be 100,000.
+        raise DataError("several pages" if image.format == "TIFF" else f"animated ({image.n_frames} frames)")  # type: ignore[attr-defined]
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNED.get(image.getexif().get(_ORIENTATION, 1))
-    except _DECODER_ERRORS:
-        return image  # damaged EXIF says nothing
-    return image if turn is None else image.transpose(turn)
+def _grey(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})
+    white = (1 << tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
+    values = np.asarray(image).astype(np.uint32)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds that up to 8 bits only
+        values = white - values
+    if "transparency" in image.info:
+        raise DataError("a transparent grey of 16 bits")
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
 
 
-def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, *_DECODER_ERRORS):
-        return None
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform from `mode` by `profile` to sRGB, or None if the profile is sRGB to within a level."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode == "RGB":
+        steps = np.arange(0, 256, 15, dtype=np.uint8)
+        cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
+        converted = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform))
+        if np.abs(converted.astype(int) - cube).max() <= 1:
+            return None
+    return transform
 
 
-def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError("32-bit integer pixels" if image.mode == "I" else "floating-point pixels")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if profile:
-            colours = _by_profile(image.convert("RGB"), profile)
-            if colours is not None:
-                colours.putalpha(image.getchannel("A"))
-                image = colours
-        ground = Image.new("RGBA", image.size, "white")
-        ground.alpha_composite(image)
-        return ground.convert("RGB")
-    if image.mode == "P":
-        image = image.convert("RGB")
-    converted = _by_profile(image, profile) if profile and image.mode in ("RGB", "L", "CMYK") else None
-    return converted if converted is not None else image.convert("RGB")
+        image = _grey(image)
+    if image.mode not in _COLOURS:
+        raise DataError(_REFUSED.get(image.mode, f"pixels of mode {image.mode}"))
+    base, alpha = _COLOURS[image.mode], None
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
+        alpha = whole.getchannel("A")
+        image = whole if base == "RGB" else image
+    colours = image.convert(base)
+    if isinstance(profile, bytes) and profile:
+        try:
+            if transform := _to_srgb(profile, colours.mode):
+                colours = ImageCms.applyTransform(colours, transform) or colours
+        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+            notes.append("unusable colour profile")
+    colours = colours.convert("RGB")
+    if alpha is None:
+        return colours
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(colours, mask=alpha)
+    return ground
+
+
+def _turn(image: Image.Image, notes: list[str]) -> Image.Transpose | None:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        orientation = None
+    if not isinstance(orientation, int):
+        notes.append("damaged metadata")
+        return None
+    return _TURNED.get(orientation)
+
+
+def _decoded(data: bytes) -> Decoded:
+    notes: list[str] = []
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_header(image)
+        mode, profile = image.mode, image.info.get("icc_profile")
+        # Pillow scales a PNG's pixels to 8 bits, but not the one value that is to be transparent.
+        if image.format == "PNG" and "transparency" in image.info and mode != "P" and data[24] != 8:
+            raise DataError(f"a transparent colour in a PNG of {data[24]} bits a channel")
+        image.load()
+        turn = _turn(image, notes)
+        pixels = _rgb(image, profile, notes)
+    return Decoded(pixels if turn is None else pixels.transpose(turn), mode, tuple(notes))
+
+
+def examine(data: bytes) -> Decoded:
+    """The image in `data` and what is to be said of it.
+
+    Raises:
+        DataError: with the bare reason; nothing else, whatever the bytes.
+    """
+    if not data:
+        raise DataError("zero bytes")
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            decoded = _decoded(data)
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise DataError(_what_else(data)) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"over {MAX_PIXELS // 10**6} megapixels") from error
+    except _DECODER_ERRORS as error:
+        raise DataError(_what_is_wrong(data, error)) from error
+    if any(issubclass(warning.category, UserWarning) for warning in heard):
+        return replace(decoded, notes=tuple({*decoded.notes, "damaged metadata"}))
+    return decoded
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -109,23 +218,23 @@ def decode(data: bytes, name: str) -> Image.Image:
     Raises:
         DataError: with the name and the reason; nothing else, whatever the bytes.
     """
-    if reason := _what_else(data):
-        raise DataError(f"{name}: {reason}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_header(image)
-                profile = image.info.get("icc_profile")
-                image.load()
-                return _to_rgb(_upright(image), profile if isinstance(profile, bytes) else None)
+        return examine(data).image
     except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{name}: not a JPEG, PNG, WebP, TIFF or BMP image") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name}: over {MAX_PIXELS // 10**6} megapixels") from error
-    except _DECODER_ERRORS as error:
-        text = str(error) or type(error).__name__
-        reason = f"cut short ({text})" if "truncated" in text.lower() else f"damaged ({text})"
-        raise DataError(f"{name}: {reason}") from error
+        raise DataError(f"{shown(name)}: {error}") from error
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DataError: with the bare reason: it cannot be read, or is over 512 MiB.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise DataError(f"over {MAX_BYTES >> 20} MiB")
+    return data

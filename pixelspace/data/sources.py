@@ -1,16 +1,18 @@
 """Where training images come from. A `Source` is a value; opened, it is a `Dataset` that workers can be sent."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from pixelspace.config import nearest, value
-from pixelspace.data.decode import decode
-from pixelspace.data.index import Index, load_or_build
+from pixelspace.data.decode import decode, examine, read, shown
+from pixelspace.data.index import load_or_build
+from pixelspace.data.labels import MAX_CLASSES
 from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
 
@@ -45,34 +47,37 @@ class Source(ABC):
         """The data set; what it finds out once it keeps in the folder `cache`."""
 
 
+class _Image(NamedTuple):
+    file: str
+    sha256: str
+    label: int
+    text: str
+
+
 @dataclass(frozen=True)
 class FolderDataset:
-    """The good images of an indexed folder."""
+    """The good images of an indexed folder. An image that is no more what the index saw is refused."""
 
     root: Path
-    index: Index
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.index.classes
-
-    @property
-    def fingerprint(self) -> str:
-        return self.index.fingerprint
+    classes: tuple[str, ...]
+    fingerprint: str
+    images: tuple[_Image, ...] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.index.good)
+        return len(self.images)
 
     def name(self, index: int) -> str:
-        return self.index.good[index].name
+        return shown(self.images[index].file)
 
     def __getitem__(self, index: int) -> Sample:
-        entry = self.index.good[index]
+        file, sha256, label, text = self.images[index]
         try:
-            data = (self.root / entry.name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{entry.name}: {error.strerror}") from error
-        return Sample(to_tensor(decode(data, entry.name)), entry.label, entry.text)
+            data = read(self.root / file)
+        except DataError as error:
+            raise DataError(f"{shown(file)}: {error}") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataError(f"{shown(file)}: changed since the folder was indexed; start again to index it anew")
+        return Sample(to_tensor(decode(data, file)), label, text)
 
 
 @value
@@ -90,60 +95,92 @@ class Folder(Source):
         root = Path(self.path)
         index = load_or_build(root, cache)
         index.check(self.max_bad_share)
-        return FolderDataset(root, index)
+        images = tuple(_Image(entry.name, entry.sha256, entry.label, entry.text) for entry in index.good)
+        return FolderDataset(root, index.classes, index.fingerprint, images)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    table: object
-    image_key: str
-    label_key: str | None
+class _Table:
+    rows: Any  # a datasets.Dataset whose images are not decoded
+    source: "HuggingFace"
     classes: tuple[str, ...]
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.table)  # type: ignore[arg-type]
+        return len(self.rows)
 
     def name(self, index: int) -> str:
         return f"row {index}"
 
+    def _label(self, row: dict[str, Any]) -> int:
+        label = row[self.source.label_key] if self.source.label_key else None
+        if isinstance(label, str):
+            label = self.classes.index(label)
+        if label is not None and not -1 <= label < len(self.classes):
+            raise DataError(f"label {label} is not from 0 to {len(self.classes) - 1}, nor -1 for none")
+        return -1 if label is None else label
+
     def __getitem__(self, index: int) -> Sample:
-        row = self.table[index]  # type: ignore[index]
-        encoded = row[self.image_key]
-        data = encoded.get("bytes") or Path(encoded["path"]).read_bytes()
-        label = row[self.label_key] if self.label_key else -1
-        if self.classes and not -1 <= label < len(self.classes):
-            raise DataError(f"row {index}: label {label} is out of range 0 to {len(self.classes) - 1}")
-        return Sample(to_tensor(decode(data, f"row {index}")), int(label), "")
+        row = self.rows[index]
+        try:
+            image = row[self.source.image_key] or {}
+            data = image.get("bytes") or (read(Path(image["path"])) if image.get("path") else b"")
+            text = row[self.source.text_key] if self.source.text_key else None
+            return Sample(to_tensor(examine(data).image), self._label(row), text or "")
+        except DataError as error:
+            raise DataError(f"{self.name(index)}: {error}") from error
+
+
+def _classes(feature: Any, rows: Any, key: str) -> tuple[str, ...]:
+    if names := getattr(feature, "names", None):
+        return tuple(names)
+    values = [value for value in rows.unique(key) if value is not None]
+    if all(isinstance(value, str) for value in values):
+        return tuple(sorted(values))
+    if all(isinstance(value, int) and -1 <= value < MAX_CLASSES for value in values):
+        return tuple(str(i) for i in range(max(values, default=-1) + 1))
+    raise UserError(f"column {key!r} holds {feature}; labels are names or whole numbers from 0 on (-1 for none)")
 
 
 @value
 class HuggingFace(Source):
-    """A data set of the Hugging Face hub or its cache, or one that `save_to_disk` wrote (extra `hf-data`)."""
+    """A data set of the Hugging Face hub or its cache, or one that `save_to_disk` wrote (extra `hf-data`).
+
+    Labels are class labels, names or numbers. Images are not looked at before they are wanted.
+    """
 
     path: str
     split: str = "train"
     image_key: str = "image"
     label_key: str | None = None
+    text_key: str | None = None
 
     def open(self, cache: Path | None = None) -> Dataset:
         try:
             import datasets  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ResourceError("datasets is not installed; pip install 'pixelspace[hf-data]'") from error
-        if (Path(self.path) / "state.json").is_file():
-            table = datasets.load_from_disk(self.path)
-        elif (Path(self.path) / "dataset_dict.json").is_file():
-            table = datasets.load_from_disk(self.path)[self.split]
-        else:
-            table = datasets.load_dataset(self.path, split=self.split)
-        for key in filter(None, (self.image_key, self.label_key)):
-            if key not in table.column_names:
-                raise UserError(f"{self.path}: no column {key!r}; {nearest(key, table.column_names)}")
-        table = table.cast_column(self.image_key, datasets.Image(decode=False))
-        feature = table.features[self.label_key] if self.label_key else None
-        names = tuple(feature.names) if feature is not None and isinstance(feature, datasets.ClassLabel) else ()
-        if self.label_key and not names:
-            names = tuple(str(i) for i in range(max(table[self.label_key]) + 1))
-        fingerprint = hashlib.sha256(f"{self}/{table._fingerprint}".encode()).hexdigest()
-        return _Rows(table, self.image_key, self.label_key, names, fingerprint)
+        try:
+            if (Path(self.path) / "state.json").is_file():
+                rows = datasets.load_from_disk(self.path)
+            elif (Path(self.path) / "dataset_dict.json").is_file():
+                rows = datasets.load_from_disk(self.path)[self.split]
+            else:
+                rows = datasets.load_dataset(self.path, split=self.split)
+        except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f"{self.path}, split {self.split}: {type(error).__name__}: {error}") from error
+        for key in filter(None, (self.image_key, self.label_key, self.text_key)):
+            if key not in rows.column_names:
+                raise UserError(f"{self.path}: no column {key!r}; {nearest(key, rows.column_names)}")
+        if self.text_key and rows.features[self.text_key] != datasets.Value("string"):
+            raise UserError(f"{self.path}: column {self.text_key!r} holds {rows.features[self.text_key]}, not strings")
+        if not len(rows):
+            raise DataError(f"{self.path}, split {self.split}: has no rows")
+        found = (rows._fingerprint, len(rows), self.image_key, self.label_key, self.text_key)
+        try:
+            images = rows.cast_column(self.image_key, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            what = rows.features[self.image_key]
+            raise UserError(f"{self.path}: column {self.image_key!r} holds {what}, not images") from error
+        classes = _classes(rows.features[self.label_key], rows, self.label_key) if self.label_key else ()
+        return _Table(images, self, classes, hashlib.sha256(json.dumps(found).encode()).hexdigest())

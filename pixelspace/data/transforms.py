@@ -23,17 +23,21 @@ def fit(
 ) -> Tensor:
     """uint8 (3, H, W) to (3, *size): resized (antialiased bicubic) until it just covers `size`, then cut and mirrored.
 
-    A random crop stands at the shares u = (down, right) in [0, 1) of the room there is.
+    Sizes and the centre are rounded as torchvision's Resize and CenterCrop do. A random crop stands at the shares
+    u = (down, right) in [0, 1) of the room there is.
     """
     h, w = size
     height, width = image.shape[1:]
-    scale = max(h / height, w / width)
-    if scale != 1:
-        height, width = max(h, round(height * scale)), max(w, round(width * scale))
-        image = _resized(image, height, width)
-    if crop == "random":
-        top, left = int(u[0] * (height - h + 1)), int(u[1] * (width - w + 1))
+    if h * width >= w * height:
+        covering = h, max(w, h * width // height)
     else:
-        top, left = (height - h) // 2, (width - w) // 2
-    image = image[:, top : top + h, left : left + w]
-    return (image.flip(2) if flip else image).contiguous()
+        covering = max(h, w * height // width), w
+    if covering != (height, width):
+        image = _resized(image, *covering)
+    down, right = covering[0] - h, covering[1] - w
+    if crop == "random":
+        top, left = int(u[0] * (down + 1)), int(u[1] * (right + 1))
+    else:
+        top, left = round(down / 2), round(right / 2)
+    cut = image[:, top : top + h, left : left + w]
+    return (cut.flip(2) if flip else cut).clone(memory_format=torch.contiguous_format)
