@@ -4,10 +4,12 @@ Workers hold no state: each is handed positions and looks the rest up. A sample 
 function of its position, and reported.
 """
 
+import atexit
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -94,9 +96,10 @@ class Positions(Dataset):
                 sample = self.dataset[index]
                 break
             except DataError as error:
-                bad.append((self.dataset.name(index), str(error)))
+                name = self.dataset.name(index)
+                bad.append((name, str(error).removeprefix(f"{name}: ")))
             if len(bad) == _TRIES:
-                raise DataError(f"{_TRIES} samples in a row cannot be read; the last: {bad[-1][1]}")
+                raise DataError(f"{_TRIES} samples in a row cannot be read; the last: {': '.join(bad[-1])}")
             index = self.ids[self.rng.key("substitute", p, len(bad)) % len(self.ids)]
         u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
         flip = self.data.flip and not self.data.augment and mirror < 0.5
@@ -111,8 +114,9 @@ def _collate(items: list) -> Raw:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
+    # A scheduler asks every process to stop. One that did would take the trainer down before its last checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -127,8 +131,20 @@ class _Consecutive:
             p += self.batch
 
 
+def _end(stream: Any) -> None:
+    """Ends the workers, which ignore the signal that Python would end them by."""
+    if workers := getattr(stream, "_workers", ()):
+        stream._shutdown_workers()
+    for worker in workers:
+        worker.kill()  # if it hangs
+
+
 def batches(positions: Positions, start: int, batch: int, device: torch.device) -> Iterator[Raw]:
-    """Endless global batches from position `start` on."""
+    """Endless global batches from position `start` on. Closed, or at exit, it ends its workers.
+
+    Raises:
+        DataError: too many samples in a row cannot be read.
+    """
     workers = positions.data.workers
     loader = DataLoader(
         positions,
@@ -141,7 +157,20 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # so that the loader leaves the default generator alone
     )
-    return iter(loader)
+    stream = iter(loader)
+    end = partial(_end, stream)
+    atexit.register(end)
+    try:
+        while True:
+            try:
+                raw = next(stream)
+            except DataError as error:  # from a worker it comes with the traceback before it
+                reason = str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")
+                raise DataError(reason) from None
+            yield raw
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.device) -> Batch:

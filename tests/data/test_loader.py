@@ -1,0 +1,130 @@
+from dataclasses import dataclass
+from itertools import islice
+
+import pytest
+import torch
+
+from pixelspace.data.codec import Pixels
+from pixelspace.data.emoji import Emoji, EmojiDataset
+from pixelspace.data.loader import Data, Positions, batches, read, split, to_model_space
+from pixelspace.data.sources import Sample
+from pixelspace.errors import DataError
+from pixelspace.random import Rng
+
+CPU = torch.device("cpu")
+RNG = Rng(11)
+
+
+@dataclass(frozen=True)
+class Flawed:
+    """The packaged emoji, some of which cannot be read."""
+
+    whole: EmojiDataset
+    flawed: frozenset[int]
+
+    classes = ()
+    fingerprint = "flawed"
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def name(self, index: int) -> str:
+        return f"emoji {index}"
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.flawed:
+            raise DataError(f"emoji {index}: cut short")
+        return self.whole[index]
+
+
+def positions(workers=0, dataset=None, **given):
+    dataset = dataset or Emoji(("food",)).open()
+    data = Data(Emoji(), **{"crop": "random", "workers": workers, **given})
+    return Positions(dataset, list(range(len(dataset))), data, (40, 48), RNG)
+
+
+def rows(found):
+    return [
+        (*map(int, row), image) for *row, image in zip(found.pos, found.ids, found.labels, found.images, strict=True)
+    ]
+
+
+def some(pos, count, start=0, batch=6):
+    return [row for raw in islice(batches(pos, start, batch, CPU), count) for row in rows(raw)]
+
+
+def assert_same(a, b):
+    assert [row[:3] for row in a] == [row[:3] for row in b]
+    assert all(torch.equal(x[3], y[3]) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_hand_over_the_same_samples_cut_the_same_way(workers):
+    assert_same(some(positions(workers), 4), some(positions(), 4))
+
+
+def test_order_and_cuts_depend_on_the_position_alone():
+    whole = some(positions(), 4)
+    assert_same(some(positions(), 12, batch=2), whole)
+    assert_same(some(positions(), 3, start=6), whole[6:])
+    assert [row[0] for row in whole] == list(range(24))
+
+
+def test_each_sample_stands_once_in_an_epoch():
+    pos = positions()
+    n = len(pos.ids)
+    ids = [row[1] for row in some(pos, 2, batch=n)]
+    assert sorted(ids[:n]) == sorted(ids[n:]) == list(range(n)) and ids[:n] != ids[n:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_cannot_be_read_is_replaced_by_its_position_and_named(workers):
+    food = Emoji(("food",)).open()
+    dataset = Flawed(food, frozenset(range(0, len(food), 3)))
+    found = list(islice(batches(positions(workers, dataset), 0, 16, CPU), 2))
+    again = list(islice(batches(positions(0, dataset), 0, 8, CPU), 4))
+    assert [int(i) for raw in found for i in raw.ids] == [int(i) for raw in again for i in raw.ids]
+    bad = [entry for raw in found for entry in raw.bad]
+    assert bad == [entry for raw in again for entry in raw.bad]
+    assert bad and all(int(name.split()[1]) % 3 == 0 and "cut short" in reason for name, reason in bad)
+    assert all(int(i) % 3 for raw in found for i in raw.ids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_an_error_of_one_line(workers):
+    food = Emoji(("food",)).open()
+    stream = batches(positions(workers, Flawed(food, frozenset(range(len(food))))), 0, 4, CPU)
+    with pytest.raises(DataError, match=r"^16 samples in a row cannot be read; the last: emoji \d+: cut short$"):
+        next(stream)
+
+
+def test_half_of_the_images_are_mirrored_unless_told_otherwise():
+    straight = some(positions(crop="center", flip=False), 20)
+    mixed = some(positions(crop="center"), 20)
+    mirrored = [not torch.equal(a[3], b[3]) for a, b in zip(straight, mixed, strict=True)]
+    for a, b, flipped in zip(straight, mixed, mirrored, strict=True):
+        assert torch.equal(a[3].flip(2), b[3]) or not flipped
+    assert 0.3 < sum(mirrored) / len(mirrored) < 0.7
+
+
+def test_the_split_is_whole_stable_and_never_empty():
+    train, held = split(100, 0.1, RNG)
+    assert len(held) == 10 and sorted(train + held) == list(range(100))
+    assert split(100, 0.1, RNG) == (train, held) and split(100, 0.1, Rng(12)) != (train, held)
+    assert split(1, 0.9, RNG) == ([0], []) and split(5, 0.0, RNG) == ([0, 1, 2, 3, 4], [])
+
+
+def test_a_batch_in_model_space_has_its_conditions():
+    raw = read(Emoji(("food",)).open(), list(range(8)), (32, 32))
+    plain = to_model_space(raw, Data(Emoji()), Pixels(), RNG, CPU)
+    assert torch.equal(plain.x, Pixels().encode(raw.images)) and plain.cond.keys() == {"label"}
+    moved = to_model_space(raw, Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)
+    assert moved.cond["aug"].shape == (8, 9) and torch.equal(moved.pos, raw.pos)
+    part = to_model_space(raw.part(3, 5), Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)
+    assert torch.equal(part.x, moved.x[3:5]) and torch.equal(part.cond["aug"], moved.cond["aug"][3:5])
+
+
+@pytest.mark.parametrize("bad", [{"augment": 1.5}, {"holdout": 1.0}, {"workers": -1}, {"crop": "left"}])
+def test_senseless_settings_are_refused(bad):
+    with pytest.raises(ValueError):
+        Data(Emoji(), **bad)
