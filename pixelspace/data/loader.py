@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 
 from pixelspace.config import value
@@ -134,6 +135,10 @@ class _Consecutive:
 def _end(stream: Any) -> None:
     """Ends the workers, which ignore the signal that Python would end them by."""
     if workers := getattr(stream, "_workers", ()):
+        # One that exits while it hands over a batch nobody waits for may abort, which the loader would raise here.
+        if stream._worker_pids_set:
+            _remove_worker_pids(id(stream))
+            stream._worker_pids_set = False
         stream._shutdown_workers()
     for worker in workers:
         worker.kill()  # if it hangs

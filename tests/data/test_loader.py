@@ -1,4 +1,7 @@
-from dataclasses import dataclass
+import atexit
+import multiprocessing
+import os
+from dataclasses import dataclass, fields
 from itertools import islice
 
 import pytest
@@ -61,6 +64,23 @@ def assert_same(a, b):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_hand_over_the_same_samples_cut_the_same_way(workers):
     assert_same(some(positions(workers), 4), some(positions(), 4))
+
+
+class FailsOnExit(EmojiDataset):
+    """The packaged emoji; a process that has read one of them fails when it ends."""
+
+    def __getitem__(self, index: int) -> Sample:
+        atexit.register(os._exit, 3)
+        return super().__getitem__(index)
+
+
+def test_workers_that_fail_while_they_are_ended_fail_nothing_else():
+    emoji = Emoji(("food",)).open()
+    stream = batches(positions(2, FailsOnExit(*(getattr(emoji, f.name) for f in fields(emoji)))), 0, 6, CPU)
+    next(stream)
+    workers = multiprocessing.active_children()
+    stream.close()
+    assert [worker.exitcode for worker in workers] == [3] * 2
 
 
 def test_order_and_cuts_depend_on_the_position_alone():
