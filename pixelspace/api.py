@@ -162,7 +162,8 @@ class Model:
             raise UserError(f"batch must be a positive number, found {batch!r}")
         config = self.config
         height, width = config.size if size is None else (size, size) if isinstance(size, int) else size
-        config.backbone.check_size(height, width)
+        latent_size = config.codec.latent_size((height, width))
+        config.backbone.check_size(*latent_size)
         plan = self._plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)
         numbers = torch.arange(n, device=self.device)
@@ -178,7 +179,7 @@ class Model:
                 config.process,
                 plan,
                 images=numbers,
-                shape=(config.backbone.channels, height, width),
+                shape=(config.backbone.channels, *latent_size),
                 cond={"label": labels},
                 null={"label": null},
                 seed=seed,

@@ -29,11 +29,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """All the dice of one batch: sigma (B,), noise shaped as x, and which samples (B,) lose their condition."""
+    """All the dice of one batch: sigma (B,), noise shaped as x, which samples (B,) lose their condition, and which
+    patches a network is shown: `keep` (B, L_keep) int64, numbered row by row."""
 
     sigma: Tensor
     noise: Tensor
     drop: Tensor | None = None
+    keep: Tensor | None = None
 
 
 class ParamGroup(NamedTuple):
@@ -46,10 +48,16 @@ class ParamGroup(NamedTuple):
 
 class BackboneConfig(ABC):
     """A network as a value. What it builds is called as (x (B, C, H, W), c_noise (B,), cond) and returns x's shape; it
-    has `takes` (the keys of cond it reads), `blocks()`, `param_groups()` and the switch `checkpointing`."""
+    has `takes` (the keys of cond it reads), `blocks()`, `param_groups()` and the switch `checkpointing`. One that can
+    do without some patches also takes `keep` (B, L_keep), those it is shown, and says their size in `keep_patch`."""
 
     channels: int
     num_classes: int
+
+    @property
+    def keep_patch(self) -> tuple[int, int] | None:
+        """Height and width of the patches that `keep` numbers row by row; None: all of x is needed."""
+        return None
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -60,5 +68,5 @@ class BackboneConfig(ABC):
         """Raises UserError for an image size it cannot hold, naming the next valid ones."""
 
     @abstractmethod
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-accumulates of one forward pass on one image."""
+    def macs(self, height: int, width: int, kept: int | None = None) -> int:
+        """Multiply-accumulates of one forward pass on one image, with so many patches kept (None: all)."""

@@ -210,7 +210,7 @@ class HDiTConfig(BackboneConfig):
                     f"the next valid sizes are {valid}"
                 )
 
-    def macs(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int, kept: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one image, by closed form: linear maps and attention products."""
         p, m = self.patch[0] * self.patch[1], self.mapping_width
         tokens = [height * width // p // 4**i for i in range(len(self.levels))]

@@ -1,31 +1,72 @@
 """Between pixels and the space a model works in."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pixelspace.config import value
+from pixelspace.errors import UserError
+from pixelspace.random import Rng
 
 
 class Codec(ABC):
-    """uint8 images (B, C, H, W) to model space and back."""
+    """uint8 images (B, 3, H, W) to model space (B, channels, H / factor, W / factor) and back.
+
+    On the way lies a stored form, which may be kept on disk in place of the image.
+    """
+
+    channels: int
+    factor: int
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in model space of images of `size`.
+
+        Raises:
+            UserError: a size that is no multiple of `factor`, with the next ones that are.
+        """
+        for name, side in zip(("height", "width"), size, strict=True):
+            if side % self.factor or side < self.factor:
+                below = max(side // self.factor, 1) * self.factor
+                raise UserError(
+                    f"image {name} {side}: this codec needs a multiple of {self.factor}; "
+                    f"the next valid sizes are {below} and {below + self.factor}"
+                )
+        return size[0] // self.factor, size[1] // self.factor
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
-        """float32 model space."""
+    def identity(self) -> str:
+        """What the stored form depends on, weights included; "" where images themselves are stored."""
+
+    @abstractmethod
+    def store(self, images: Tensor) -> Tensor:
+        """uint8 images to their stored form (B, ...), on the images' device."""
+
+    @abstractmethod
+    def encode(self, stored: Tensor, rng: Rng, pos: Tensor) -> Tensor:
+        """float32 model space of samples at global positions `pos` (B,): what is drawn is a function of them."""
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """uint8 (B, C, H, W), values out of range clipped."""
+        """uint8 (B, 3, H, W), values out of range clipped."""
 
 
 @value
 class Pixels(Codec):
     """The pixels themselves, 0..255 as [-1, 1]."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        return images.float() / 127.5 - 1
+    channels: ClassVar[int] = 3
+    factor: ClassVar[int] = 1
+
+    def identity(self) -> str:
+        return ""
+
+    def store(self, images: Tensor) -> Tensor:
+        return images
+
+    def encode(self, stored: Tensor, rng: Rng, pos: Tensor) -> Tensor:
+        return stored.float() / 127.5 - 1
 
     def decode(self, x: Tensor) -> Tensor:
         return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

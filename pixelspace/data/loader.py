@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pixelspace.data import sources
 from pixelspace.data.augment import conditioning, draws, matrix, warp
 from pixelspace.data.codec import Codec
 from pixelspace.data.sources import Source
-from pixelspace.data.transforms import fit
+from pixelspace.data.transforms import Crop, Cut
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
 from pixelspace.types import Batch
@@ -33,12 +33,13 @@ _TRIES = 16  # unreadable samples in a row at one position before that is an err
 class Data:
     """Where images come from and how they are cut.
 
-    `augment` is the rate of the non-leaky augmentation, which brings its own flips; without it `flip` mirrors half of
-    the images. `holdout` is the share kept for validation, the same at every start.
+    `crop` adm is the centre, resized as in Dhariwal and Nichol 2021. `augment` is the rate of the non-leaky
+    augmentation, which brings its own flips; without it `flip` mirrors half of the images. `holdout` is the share kept
+    for validation, the same at every start.
     """
 
     source: Source
-    crop: Literal["center", "random"] = "center"
+    crop: Crop = "center"
     flip: bool = True
     augment: float = 0.0
     holdout: float = 0.0
@@ -65,8 +66,8 @@ def split(n: int, holdout: float, rng: Rng) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A batch as read: uint8 images (B, 3, H, W), labels (B,), positions (B,), dataset ids (B,), and what was bad as
-    (name, reason)."""
+    """A batch as read: uint8 images (B, 3, H, W) or their stored form, labels (B,), positions (B,), dataset ids (B,),
+    and what was bad as (name, reason)."""
 
     images: Tensor
     labels: Tensor
@@ -92,9 +93,12 @@ class Positions(Dataset):
     def __getitem__(self, p: int) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
         bad = []
         index = self.ids[self.rng.sample_id(p, len(self.ids))]
+        u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
+        flip = self.data.flip and not self.data.augment and mirror < 0.5
+        cut = Cut(self.size, self.data.crop, (u, v), flip)
         while True:
             try:
-                sample = self.dataset[index]
+                sample = self.dataset.cut(index, cut)
                 break
             except DataError as error:
                 name = self.dataset.name(index)
@@ -102,10 +106,7 @@ class Positions(Dataset):
             if len(bad) == _TRIES:
                 raise DataError(f"{_TRIES} samples in a row cannot be read; the last: {': '.join(bad[-1])}")
             index = self.ids[self.rng.key("substitute", p, len(bad)) % len(self.ids)]
-        u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
-        flip = self.data.flip and not self.data.augment and mirror < 0.5
-        image = fit(sample.image, self.size, crop=self.data.crop, u=(u, v), flip=flip)
-        return image, sample.label, p, index, bad
+        return sample.image, sample.label, p, index, bad
 
 
 def _collate(items: list) -> Raw:
@@ -180,7 +181,9 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
 
 def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.device) -> Batch:
     """The batch on `device`, augmented and encoded, with its conditions."""
-    x = codec.encode(raw.images.to(device, non_blocking=True))
+    images = raw.images.to(device, non_blocking=True)
+    stored = codec.store(images) if images.dtype == torch.uint8 else images
+    x = codec.encode(stored, rng, raw.pos)
     cond = {"label": raw.labels.to(device, non_blocking=True)}
     if data.augment:
         drawn = draws(rng, raw.pos, data.augment)
@@ -189,11 +192,11 @@ def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.d
     return Batch(x, cond, raw.pos)
 
 
-def read(dataset: sources.Dataset, ids: list[int], size: tuple[int, int]) -> Raw:
+def read(dataset: sources.Dataset, ids: list[int], size: tuple[int, int], crop: Crop = "center") -> Raw:
     """The samples `ids`, cut at the centre and not mirrored: validation and comparison."""
+    crop = "center" if crop == "random" else crop
     items = []
     for p, index in enumerate(ids):
-        sample = dataset[index]
-        image = fit(sample.image, size, crop="center", u=(0.5, 0.5), flip=False)
-        items.append((image, sample.label, p, index, []))
+        sample = dataset.cut(index, Cut(size, crop))
+        items.append((sample.image, sample.label, p, index, []))
     return _collate(items)

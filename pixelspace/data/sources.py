@@ -5,15 +5,16 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pixelspace.config import nearest, value
+from pixelspace.data.codec import Codec
 from pixelspace.data.decode import decode, examine, read, shown
 from pixelspace.data.index import load_or_build
 from pixelspace.data.labels import MAX_CLASSES
-from pixelspace.data.transforms import to_tensor
+from pixelspace.data.transforms import Cut, fit, to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
 
 
@@ -25,18 +26,31 @@ class Sample(NamedTuple):
     text: str
 
 
-class Dataset(Protocol):
+class Dataset(ABC):
     """Samples by number. `fingerprint` changes when any of them does."""
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def fingerprint(self) -> str: ...
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    @abstractmethod
     def __len__(self) -> int: ...
-    def name(self, index: int) -> str: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a sample is called in messages."""
+
+    @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Raises DataError for a sample that cannot be read."""
-        ...
+
+    def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
+        """Raises UserError where samples as they are stored cannot be cut to `size`, mirrored, or read by `codec`."""
+        return  # images can
+
+    def cut(self, index: int, cut: Cut) -> Sample:
+        """The sample as it enters a batch: an image cut to size, or the stored form of one."""
+        sample = self[index]
+        return sample._replace(image=fit(sample.image, cut))
 
 
 class Source(ABC):
@@ -55,7 +69,7 @@ class _Image(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FolderDataset:
+class FolderDataset(Dataset):
     """The good images of an indexed folder. An image that is no more what the index saw is refused."""
 
     root: Path
@@ -100,7 +114,7 @@ class Folder(Source):
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Table(Dataset):
     rows: Any  # a datasets.Dataset whose images are not decoded
     source: "HuggingFace"
     classes: tuple[str, ...]

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from pixelspace.config import value
+from pixelspace.errors import UserError
 from pixelspace.noise.levels import Levels
 from pixelspace.noise.process import Process, expand
 from pixelspace.noise.weighting import Weighting
 from pixelspace.random import Rng
-from pixelspace.types import Batch, Cond, Draw
+from pixelspace.types import BackboneConfig, Batch, Cond, Draw
 
-Backbone = Callable[[Tensor, Tensor, Cond], Tensor]
-"""(x, c_noise, cond) to the network's output, shaped as x."""
+Backbone = Callable[..., Tensor]
+"""(x, c_noise, cond) and, for some, keep (B, L_keep), to the network's output, shaped as x."""
 
 
 class Objective(ABC):
@@ -28,6 +29,10 @@ class Objective(ABC):
 
     process: Process
     levels: Levels
+
+    @abstractmethod
+    def check(self, backbone: BackboneConfig) -> None:
+        """Raises UserError for a network that cannot be trained so."""
 
     @abstractmethod
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
@@ -62,7 +67,22 @@ def frequency_weight(h: int, w: int, scales: float, dtype: torch.dtype = torch.f
     return torch.minimum(axis(h)[:, None], axis(w)[None])
 
 
-def _drop(cond: Cond, drop: Tensor | None) -> Cond:
+def check_drop_rate(rate: float, backbone: BackboneConfig) -> None:
+    """Refuses to drop conditions that the network has not."""
+    if rate and not backbone.num_classes:
+        raise UserError(f"objective.drop_rate {rate}: the network has no classes to drop; set it to 0")
+
+
+def draw_dice(batch: Batch, size: int, rng: Rng, levels: Levels, drop_rate: float, keep: Tensor | None = None) -> Draw:
+    """Sigma stratified over the global batch of `size`, noise and dropped conditions, each by position."""
+    sigma = levels(rng.stratified("sigma", batch.pos, size)).to(batch.x.dtype).to(batch.x.device)
+    noise = rng.noise("noise", batch.pos, tuple(batch.x.shape[1:]), batch.x.device)
+    drop = (rng.uniform("drop", batch.pos)[:, 0] < drop_rate).to(batch.x.device) if drop_rate else None
+    return Draw(sigma, noise, drop, keep)
+
+
+def dropped(cond: Cond, drop: Tensor | None) -> Cond:
+    """The conditions without those that were dropped."""
     if drop is None or "label" not in cond:
         return cond
     return {**cond, "label": torch.where(drop, -1, cond["label"])}
@@ -88,16 +108,16 @@ class Denoising(Objective):
         if self.scales < 0:
             raise ValueError(f"Denoising: scales cannot be negative, found {self.scales}")
 
+    def check(self, backbone: BackboneConfig) -> None:
+        check_drop_rate(self.drop_rate, backbone)
+
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
-        sigma = self.levels(rng.stratified("sigma", batch.pos, size)).to(batch.x.dtype).to(batch.x.device)
-        noise = rng.noise("noise", batch.pos, tuple(batch.x.shape[1:]), batch.x.device)
-        drop = (rng.uniform("drop", batch.pos)[:, 0] < self.drop_rate).to(batch.x.device) if self.drop_rate else None
-        return Draw(sigma, noise, drop)
+        return draw_dice(batch, size, rng, self.levels, self.drop_rate)
 
     def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
         x = self.process.corrupt(batch.x, draw.noise, draw.sigma)
         inputs, c_noise = self.process.inputs(x, draw.sigma)
-        out = backbone(inputs, c_noise, _drop(batch.cond, draw.drop)).to(x.dtype)
+        out = backbone(inputs, c_noise, dropped(batch.cond, draw.drop)).to(x.dtype)
         error = out - self.process.target(batch.x, x, draw.sigma)
         sigma = expand(draw.sigma, x)
         weight = self.weighting(sigma, self.process.precond(sigma))

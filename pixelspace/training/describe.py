@@ -35,7 +35,7 @@ def _stage(stage: Stage, depth: int) -> list[str]:
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
         f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
         *_tree(network, depth, "    "),
-        f"  {'forward pass of one image':<42} {stage.backbone.macs(height, width) / 1e9:>15,.3f} GMAC",
+        f"  {'forward pass of one image':<42} {stage.backbone.macs(*stage.shape[1:]) / 1e9:>15,.3f} GMAC",
         f"  {'activations for backward, one image':<42} {_gib(activations):>15}",
         f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",
         f"  {f'and activations of {micro:,} at once':<42} {_gib(activations * micro):>15}",

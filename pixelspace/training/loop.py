@@ -63,9 +63,7 @@ class StepReport:
     finite: bool
 
 
-def train_step(
-    state: State, forward: Callable[[Tensor, Tensor, Cond], Tensor], stage: Stage, raw: Raw, rng: Rng
-) -> StepReport:
+def train_step(state: State, forward: Callable[..., Tensor], stage: Stage, raw: Raw, rng: Rng) -> StepReport:
     """Draw, forward, backward, clip, step, average; a loss or gradient that is not finite changes only the step."""
     device = next(state.network.parameters()).device
     seen, micro = state.step * stage.batch, stage.micro or stage.batch
@@ -178,6 +176,7 @@ class StageRun:
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
+        self.dataset.check(stage.size, stage.data.flip, stage.codec)
         self.train_ids, self.held_ids = split(len(self.dataset), stage.data.holdout, self.rng)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
@@ -186,9 +185,9 @@ class StageRun:
         self._resume_or_start(weights, ancestor)
         compiled = torch.compile(network) if stage.compile else network
 
-        def forward(x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
+        def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
             with autocast(stage, device):
-                return compiled(x, c_noise, cond)
+                return compiled(x, c_noise, cond, **keep)
 
         self.forward = forward
 
@@ -202,6 +201,10 @@ class StageRun:
                 raise UserError(
                     f"the data has changed since {resumed.path.name}: {saved['samples']} samples then, "
                     f"{len(self.dataset)} now; bring it back, or start anew with another --out"
+                )
+            if saved["codec"] != self.stage.codec.identity():
+                raise UserError(
+                    f"stage {self.stage.name!r}: the codec's weights have changed since {resumed.path.name}"
                 )
             if saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
@@ -239,6 +242,7 @@ class StageRun:
             "classes": list(self.dataset.classes),
             "fingerprint": self.dataset.fingerprint,
             "samples": len(self.dataset),
+            "codec": stage.codec.identity(),
             "threads": torch.get_num_threads(),
             "versions": {"pixelspace": pixelspace.__version__, "torch": torch.__version__},
         }

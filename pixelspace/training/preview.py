@@ -29,9 +29,9 @@ def evaluating(network: nn.Module, weights: Mapping[str, Tensor], stage: Stage) 
     """The network with other weights, without dropout and gradients; its own weights stay as they are."""
     device = next(iter(weights.values())).device
 
-    def forward(x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
+    def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
         with autocast(stage, device):
-            return functional_call(network, dict(weights), (x, c_noise, cond))
+            return functional_call(network, dict(weights), (x, c_noise, cond), keep)
 
     was_training = network.training
     network.eval()
@@ -52,7 +52,7 @@ def sample_images(stage: Stage, backbone: Backbone, device: torch.device) -> Ten
         stage.objective.process,
         stage.sampling,
         images=numbers,
-        shape=(stage.backbone.channels, *stage.size),
+        shape=stage.shape,
         cond=cond,
         null={"label": torch.full_like(numbers, -1)},
         seed=PREVIEW_SEED,
@@ -69,7 +69,7 @@ def held_out_loss(
     fixed, data = Rng(rng.key("validation")), replace(stage.data, augment=0.0)
     chunk, total = stage.micro or stage.batch, 0.0
     for start in range(0, len(held), chunk):
-        raw = read(dataset, held[start : start + chunk], stage.size)
+        raw = read(dataset, held[start : start + chunk], stage.size, stage.data.crop)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
         draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None)
         total += float(stage.objective.loss(backbone, batch, draw).cpu().double().sum())

@@ -74,7 +74,20 @@ class Stage:
             raise ValueError(f"Stage: micro {self.micro} must be 0 or divide batch {self.batch}: one of {fits}")
         if self.bad_steps < 0:
             raise ValueError(f"Stage: bad_steps cannot be negative, found {self.bad_steps}")
-        self.backbone.check_size(*self.size)
+        self.backbone.check_size(*self.codec.latent_size(self.size))
+        if self.backbone.channels != self.codec.channels:
+            raise UserError(
+                f"stage {self.name!r}: the network has {self.backbone.channels} channels, its codec "
+                f"({type(self.codec).__name__}) {self.codec.channels}"
+            )
+        if self.data.augment and self.codec.factor > 1:
+            raise UserError(f"stage {self.name!r}: data.augment moves pixels, not latents; set it to 0")
+        self.objective.check(self.backbone)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample in model space."""
+        return (self.codec.channels, *self.codec.latent_size(self.size))
 
 
 @value

@@ -10,7 +10,7 @@ import torch
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji, EmojiDataset
 from pixelspace.data.loader import Data, Positions, batches, read, split, to_model_space
-from pixelspace.data.sources import Sample
+from pixelspace.data.sources import Dataset, Sample
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
 
@@ -19,7 +19,7 @@ RNG = Rng(11)
 
 
 @dataclass(frozen=True)
-class Flawed:
+class Flawed(Dataset):
     """The packaged emoji, some of which cannot be read."""
 
     whole: EmojiDataset
@@ -137,7 +137,7 @@ def test_the_split_is_whole_stable_and_never_empty():
 def test_a_batch_in_model_space_has_its_conditions():
     raw = read(Emoji(("food",)).open(), list(range(8)), (32, 32))
     plain = to_model_space(raw, Data(Emoji()), Pixels(), RNG, CPU)
-    assert torch.equal(plain.x, Pixels().encode(raw.images)) and plain.cond.keys() == {"label"}
+    assert torch.equal(plain.x, Pixels().encode(raw.images, RNG, raw.pos)) and plain.cond.keys() == {"label"}
     moved = to_model_space(raw, Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)
     assert moved.cond["aug"].shape == (8, 9) and torch.equal(moved.pos, raw.pos)
     part = to_model_space(raw.part(3, 5), Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)

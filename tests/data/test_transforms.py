@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelspace.data.transforms import fit, to_tensor
+from pixelspace.data.transforms import Cut, fit, to_tensor
 from tests.data.odd_images import picture
 
 SIZES = [(8, 8), (16, 16), (61, 83), (64, 64), (24, 40), (40, 24), (150, 150), (7, 100)]
@@ -16,7 +16,7 @@ def image(width: int = 83, height: int = 61) -> torch.Tensor:
 
 
 def centred(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return fit(x, size, crop="center", u=(0.9, 0.9), flip=False)
+    return fit(x, Cut(size, "center", (0.9, 0.9), False))
 
 
 def test_a_tensor_holds_the_channels_first():
@@ -26,22 +26,22 @@ def test_a_tensor_holds_the_channels_first():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("crop", ["center", "random", "adm"])
 @pytest.mark.parametrize("shape", [(83, 61), (61, 83), (1, 1), (20, 1), (64, 64)])
 def test_any_image_becomes_any_size(size, crop, shape):
-    x = fit(image(*shape), size, crop=crop, u=(0.3, 0.8), flip=True)
+    x = fit(image(*shape), Cut(size, crop, (0.3, 0.8), True))
     assert x.shape == (3, *size) and x.dtype == torch.uint8 and x.is_contiguous()
 
 
-@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("crop", ["center", "random", "adm"])
 def test_an_image_of_that_size_stays_as_it_is(crop):
-    assert torch.equal(fit(image(), (61, 83), crop=crop, u=(0.99, 0.99), flip=False), image())
+    assert torch.equal(fit(image(), Cut((61, 83), crop, (0.99, 0.99), False)), image())
 
 
 def test_the_image_given_is_left_alone():
     x, before = image(), image()
-    fit(x, (61, 83), crop="center", u=(0, 0), flip=False).zero_()
-    fit(x, (61, 40), crop="center", u=(0, 0), flip=True).zero_()
+    fit(x, Cut((61, 83), "center", (0, 0), False)).zero_()
+    fit(x, Cut((61, 40), "center", (0, 0), True)).zero_()
     assert torch.equal(x, before)
 
 
@@ -54,6 +54,23 @@ def test_squares_are_pillows_bicubic_of_the_shorter_side_then_the_centre(width, 
     left, top = (round((length - side) / 2) for length in resized)
     want = whole[top : top + side, left : left + side]
     assert short > 0 and np.array_equal(centred(image(width, height), (side, side)).permute(1, 2, 0).numpy(), want)
+
+
+def adm(pixels: Image.Image, side: int) -> np.ndarray:
+    """Dhariwal and Nichol's centre crop, in their words: halve by boxes, then bicubically, then cut."""
+    while min(pixels.size) >= 2 * side:
+        pixels = pixels.resize(tuple(n // 2 for n in pixels.size), Image.Resampling.BOX)
+    scale = side / min(pixels.size)
+    array = np.asarray(pixels.resize(tuple(round(n * scale) for n in pixels.size), Image.Resampling.BICUBIC))
+    top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
+    return array[top : top + side, left : left + side]
+
+
+@pytest.mark.parametrize(("width", "height"), [(83, 61), (61, 83), (199, 100), (257, 300), (40, 40), (5, 9)])
+@pytest.mark.parametrize("side", [16, 31, 64])
+def test_the_adm_crop_is_that_of_its_paper_s_code(width, height, side):
+    found = fit(image(width, height), Cut((side, side), "adm", (0.9, 0.9)))
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), adm(Image.fromarray(picture(width, height)), side))
 
 
 def test_shrinking_is_antialiased():
@@ -70,8 +87,8 @@ def test_shrinking_keeps_the_mean():
 
 @pytest.mark.parametrize("size", [(61, 83), (30, 30), (90, 20)])
 def test_a_flip_mirrors_the_same_cut(size):
-    for crop in ("center", "random"):
-        plain, flipped = (fit(image(), size, crop=crop, u=(0.2, 0.7), flip=flip) for flip in (False, True))
+    for crop in ("center", "random", "adm"):
+        plain, flipped = (fit(image(), Cut(size, crop, (0.2, 0.7), flip)) for flip in (False, True))
         assert torch.equal(flipped, plain.flip(2))
 
 
@@ -79,7 +96,7 @@ def test_random_cuts_reach_every_place_equally_often():
     x = image(83, 61)[:, :, :70]  # 10 places for a square of 61
     found = []
     for i in range(1000):
-        cut = fit(x, (61, 61), crop="random", u=(0.5, (i + 0.5) / 1000), flip=False)
+        cut = fit(x, Cut((61, 61), "random", (0.5, (i + 0.5) / 1000), False))
         found.append(next(left for left in range(10) if torch.equal(cut, x[:, :, left : left + 61])))
     assert found == sorted(found) and np.bincount(found).tolist() == [100] * 10
 
@@ -87,7 +104,7 @@ def test_random_cuts_reach_every_place_equally_often():
 def test_the_first_number_moves_the_cut_down():
     x = image(61, 83)
     for u, top in ((0.0, 0), (0.5, 11), (1 - 2**-53, 22)):
-        assert torch.equal(fit(x, (61, 61), crop="random", u=(u, 0.5), flip=False), x[:, top : top + 61])
+        assert torch.equal(fit(x, Cut((61, 61), "random", (u, 0.5), False)), x[:, top : top + 61])
 
 
 def test_the_cut_lies_within_the_picture_and_keeps_its_shape():

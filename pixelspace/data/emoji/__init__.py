@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelspace.config import nearest, parse_json, value
-from pixelspace.data.sources import Sample, Source
+from pixelspace.data.sources import Dataset, Sample, Source
 from pixelspace.data.transforms import to_tensor
 
 GROUPS = ("smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols")
@@ -42,7 +42,7 @@ def _digest() -> str:
 
 
 @dataclass(frozen=True)
-class EmojiDataset:
+class EmojiDataset(Dataset):
     """The emoji of some groups, which are its classes."""
 
     classes: tuple[str, ...]
