@@ -30,12 +30,19 @@ def _stage(stage: Stage, depth: int) -> list[str]:
     count, height, width = _count(network), *stage.size
     micro = stage.micro or stage.batch
     activations = activation_bytes(stage)
+    h, w = stage.shape[1:]
+    kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w)
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
     return [
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
         f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
         *_tree(network, depth, "    "),
-        f"  {'forward pass of one image':<42} {stage.backbone.macs(*stage.shape[1:]) / 1e9:>15,.3f} GMAC",
+        f"  {'forward pass of one image':<42} {whole / 1e9:>15,.3f} GMAC",
+        *(
+            []
+            if kept is None
+            else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept) / 1e9:>15,.3f} GMAC"]
+        ),
         f"  {'activations for backward, one image':<42} {_gib(activations):>15}",
         f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",
         f"  {f'and activations of {micro:,} at once':<42} {_gib(activations * micro):>15}",
