@@ -1,24 +1,20 @@
 """k-diffusion's HDiT (`image_transformer_v2`): its configuration, its inference weights and training checkpoints.
 
-Parameter names are ours as they are; only the configuration is translated. Checkpoints are read as data: safetensors,
-or `torch.load` restricted to tensors and plain containers, which runs no code.
+Parameter names are ours as they are; only the configuration is translated.
 """
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
 from pixelspace.backbones.hdit import Attention, Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.config import nearest, parse_json, read_json
 from pixelspace.errors import CheckpointError, UserError
+from pixelspace.interop.files import read_pickle, read_safetensors
 from pixelspace.noise.levels import (
     Cosine,
     CosineInterpolated,
@@ -186,32 +182,6 @@ def read_config(config: Mapping[str, Any]) -> Described:
     return Described(backbone, objective, sampling, (height, width))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("config")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {error}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, so it is not read: {_first_line(error)}"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not readable as a PyTorch checkpoint: {_first_line(error)}") from error
-
-
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
     """The weights of an inference file (.safetensors) or training checkpoint (EMA where it has one), and the
     configuration they carry, if any.
@@ -219,15 +189,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     Raises:
         CheckpointError: absent, damaged, or with anything but tensors and plain values in it.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        weights, text = _read_safetensors(path)
+        weights, metadata = read_safetensors(path)
         try:
-            return weights, parse_json(text) if text else None
+            return weights, parse_json(metadata["config"]) if "config" in metadata else None
         except ValueError as error:
             raise CheckpointError(f"{path}: the configuration in its header is not JSON: {error}") from error
-    data = _read_pickle(path)
+    data = read_pickle(path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a mapping of names, found {type(data).__name__}")
     weights = data.get("model_ema") or data.get("model") or data

@@ -1,0 +1,90 @@
+import argparse
+import io
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixelspace.errors import CheckpointError
+from pixelspace.interop.files import Arguments, read_pickle, read_safetensors
+
+
+class Malice:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_keeps_the_arguments_of_its_command(tmp_path):
+    path = tmp_path / "2000000.pt"
+    args = argparse.Namespace(config="a.yaml", seed=3, inner=argparse.Namespace(lr=1e-4))
+    torch.save({"model": {"w": torch.arange(3)}, "args": args}, path)
+    read = read_pickle(path)
+    assert torch.equal(read["model"]["w"], torch.arange(3))
+    assert type(read["args"]) is Arguments and read["args"].values["seed"] == 3
+    assert read["args"].values["inner"].values == {"lr": 1e-4}
+
+
+@pytest.mark.parametrize("where", ["in it", "in place of its dictionary", "called with it"])
+def test_arguments_run_nothing(tmp_path, where):
+    path, canary = tmp_path / "evil.pt", tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self):
+            malice = Malice(canary)
+            if where == "in it":
+                return argparse.Namespace, (), {"a": malice}
+            return (argparse.Namespace, (), [malice]) if where != "called with it" else (argparse.Namespace, (malice,))
+
+    torch.save({"args": Evil()}, path)
+    with pytest.raises(CheckpointError, match=r"evil.pt: (holds more than tensors|not readable)"):
+        read_pickle(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("state", [1, [1], (1, 2), ({}, {"values": 1})])
+def test_arguments_are_filled_with_a_dictionary_only(tmp_path, state):
+    class Odd:
+        def __reduce__(self):
+            return argparse.Namespace, (), state
+
+    torch.save({"args": Odd()}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd.pt.*expected a dictionary, found (int|list|tuple)"):
+        read_pickle(tmp_path / "odd.pt")
+
+
+def test_nothing_but_the_one_error_comes_of_damaged_files(tmp_path):
+    path, draw = tmp_path / "x.pt", random.Random(0)
+    weights = {"model": {"w": torch.randn(4, 4)}, "args": argparse.Namespace(a=1), "step": 3}
+    wholes = []
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save(weights, file, _use_new_zipfile_serialization=zipped)
+        wholes.append(file.getvalue())
+    for i in range(400):
+        data = bytearray(wholes[i % 2])
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        path.write_bytes(data[: draw.randrange(len(data))] if i % 5 == 0 else data)
+        try:
+            read_pickle(path)
+        except CheckpointError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+def test_absent_and_damaged_files_are_named(tmp_path):
+    for read in (read_pickle, read_safetensors):
+        with pytest.raises(CheckpointError, match=r"nowhere: no such file"):
+            read(tmp_path / "nowhere")
+        with pytest.raises(CheckpointError, match="is a folder, not a file"):
+            read(tmp_path)
+    path = tmp_path / "w.safetensors"
+    save_file({"w": torch.ones(3)}, path, {"config": "{}"})
+    weights, metadata = read_safetensors(path)
+    assert torch.equal(weights["w"], torch.ones(3)) and metadata == {"config": "{}"}
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not readable as safetensors"):
+        read_safetensors(path)
