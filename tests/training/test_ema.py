@@ -44,3 +44,7 @@ def test_buffers_are_copied_and_weights_left_alone():
 def test_senseless_averages_are_refused(bad):
     with pytest.raises(ValueError, match="EMA"):
         EMA(*bad)
+
+
+def test_without_a_warm_up_the_decay_is_constant():
+    assert [EMA(0.0, 0.999).decay(t) for t in (0, 1, 10**6)] == [0.999] * 3
