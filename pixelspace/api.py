@@ -15,7 +15,7 @@ from pixelspace.config import from_data, nearest, to_data, value
 from pixelspace.data.codec import Codec, Pixels
 from pixelspace.dist import pick_device
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.interop import k_diffusion
+from pixelspace.interop import k_diffusion, maskdit
 from pixelspace.nn.weights import load_weights
 from pixelspace.noise.process import Process
 from pixelspace.recipes.values import VALUES
@@ -260,28 +260,49 @@ def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw
     return Model(_typed(contents.state, ModelConfig, path), contents.parts["model"], device)
 
 
+Weights = Path | str | Mapping[str, Tensor]
+Chosen = Literal["ema", "raw"]
+
+
+def _from_k_diffusion(source: Weights, config: Mapping[str, Any] | None, chosen: Chosen, device: str) -> Model:
+    if isinstance(source, Mapping):
+        weights, own = source, None
+    else:
+        weights, own = k_diffusion.read_checkpoint(Path(source), chosen)
+    described = config if config is not None else own
+    if described is None:
+        raise UserError("config: this checkpoint carries no configuration; give the original's JSON")
+    read = k_diffusion.read_config(described)
+    return Model(ModelConfig(read.backbone, read.objective.process, read.sampling, read.size), weights, device)
+
+
+def _from_maskdit(source: Weights, config: Mapping[str, Any] | None, chosen: Chosen, device: str) -> Model:
+    weights = source if isinstance(source, Mapping) else maskdit.read_checkpoint(Path(source), chosen)
+    read = maskdit.read_model(weights, config)
+    return Model(ModelConfig(read.backbone, read.process, read.sampling, read.size, read.codec), read.weights, device)
+
+
+SYSTEMS = {"k-diffusion": _from_k_diffusion, "maskdit": _from_maskdit}
+
+
 def import_checkpoint(
-    path_or_state_dict: Path | str | Mapping[str, Tensor],
+    path_or_state_dict: Weights,
     *,
     system: str = "k-diffusion",
     config: Mapping[str, Any] | Path | str | None = None,
+    weights: Chosen = "ema",
     device: str = "auto",
 ) -> Model:
     """A model of another system as ours; `config` is its own configuration, where the checkpoint carries none.
+
+    `weights` chooses the averaged or raw ones of a training checkpoint that has both.
 
     Raises:
         UserError: an unknown system or a configuration that is not understood.
         CheckpointError: the file is damaged, not only data, or of another architecture.
     """
-    if system != "k-diffusion":
-        raise UserError(f"system: no such system {system!r}; {nearest(system, ['k-diffusion'])}")
-    given = k_diffusion.open_config(config)
-    if isinstance(path_or_state_dict, Mapping):
-        weights, own = path_or_state_dict, None
-    else:
-        weights, own = k_diffusion.read_checkpoint(Path(path_or_state_dict))
-    described = given if given is not None else own
-    if described is None:
-        raise UserError("config: this checkpoint carries no configuration; give the original's JSON")
-    read = k_diffusion.read_config(described)
-    return Model(ModelConfig(read.backbone, read.objective.process, read.sampling, read.size), weights, device)
+    if system not in SYSTEMS:
+        raise UserError(f"system: no such system {system!r}; {nearest(system, SYSTEMS)}")
+    if weights not in ("ema", "raw"):
+        raise UserError(f"weights: expected 'ema' or 'raw', found {weights!r}")
+    return SYSTEMS[system](path_or_state_dict, k_diffusion.open_config(config), weights, device)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -233,18 +233,20 @@ def import_(
     *,
     system: str = "k-diffusion",
     config: Path | None = None,
+    weights: Literal["ema", "raw"] = "ema",
 ) -> None:
     """Read another system's weights and write a model that `sample` and `train --from` accept.
 
     Args:
         file: Inference safetensors, or a training checkpoint (only its data is read; no code in it runs).
         out: The model folder to write.
-        system: Whose weights they are.
+        system: Whose weights they are: k-diffusion or maskdit.
         config: The original's own configuration (JSON), where the file carries none.
+        weights: The averaged or the raw ones of a training checkpoint.
     """
     from pixelspace import api
 
-    model = api.import_checkpoint(file, system=system, config=config, device="cpu")
+    model = api.import_checkpoint(file, system=system, config=config, weights=weights, device="cpu")
     count = sum(parameter.numel() for parameter in model.backbone.parameters())
     print(f"{count:,} parameters: {model.save(out)}")
 

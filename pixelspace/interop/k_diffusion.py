@@ -6,7 +6,7 @@ Parameter names are ours as they are; only the configuration is translated.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -182,8 +182,10 @@ def read_config(config: Mapping[str, Any]) -> Described:
     return Described(backbone, objective, sampling, (height, width))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
-    """The weights of an inference file (.safetensors) or training checkpoint (EMA where it has one), and the
+def read_checkpoint(
+    path: Path, chosen: Literal["ema", "raw"] = "ema"
+) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
+    """The weights of an inference file (.safetensors) or training checkpoint (averaged where it has such), and the
     configuration they carry, if any.
 
     Raises:
@@ -198,7 +200,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | 
     data = read_pickle(path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a mapping of names, found {type(data).__name__}")
-    weights = data.get("model_ema") or data.get("model") or data
+    weights = (data.get("model_ema") if chosen == "ema" else None) or data.get("model") or data
     if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"{path}: expected 'model_ema', 'model' or a plain state dict; found {sorted(data)[:8]}")
     return dict(weights), data.get("config") if weights is not data else None
