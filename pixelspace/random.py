@@ -78,6 +78,12 @@ class Rng:
             row.normal_(generator=generator.manual_seed(self.key(purpose, p)))
         return out
 
+    def subset(self, purpose: str, pos: Tensor, n: int, k: int) -> Tensor:
+        """(B, k) int64 ascending: k of the numbers 0 to n - 1, every choice as likely, one stream a sample."""
+        generator = torch.Generator()
+        rows = [torch.randperm(n, generator=generator.manual_seed(self.key(purpose, p)))[:k] for p in pos.tolist()]
+        return torch.stack(rows).sort(1).values
+
     def sample_id(self, p: int, n: int) -> int:
         """Which of n samples stands at global position p: each exactly once an epoch, in a new order each epoch."""
         epoch, k = divmod(p, n)

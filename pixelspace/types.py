@@ -48,7 +48,7 @@ class ParamGroup(NamedTuple):
 
 class BackboneConfig(ABC):
     """A network as a value. What it builds is called as (x (B, C, H, W), c_noise (B,), cond) and returns x's shape; it
-    has `takes` (the keys of cond it reads), `blocks()`, `param_groups()` and the switch `checkpointing`. One that can
+    has `takes` (the keys of cond it reads), `units()`, `param_groups()` and the switch `checkpointing`. One that can
     do without some patches also takes `keep` (B, L_keep), those it is shown, and says their size in `keep_patch`."""
 
     channels: int

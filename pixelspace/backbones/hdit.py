@@ -316,7 +316,7 @@ class HDiT(nn.Module):
         self.patch_out = TokenSplit(levels[0].width, config.channels, config.patch)
         nn.init.zeros_(self.patch_out.proj.weight)
 
-    def blocks(self) -> list[nn.Module]:
+    def units(self) -> list[nn.Module]:
         """The repeated layers, in order of use: the units of checkpointing and sharding."""
         down = [layer for level in self.down_levels for layer in level.children()]
         up = [layer for level in reversed(self.up_levels) for layer in level.children()]

@@ -49,19 +49,20 @@ def cosine_scaled(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
 _PLAIN_KEYS = 256
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """q (B, N, L, E), k and v (B, N, K, E) to (B, N, L, E): softmax(scale q k + mask) v."""
     mask = mask if mask is None else mask.to(q.dtype)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= _PLAIN_KEYS:
-        scores = q @ k.transpose(-1, -2)
+        scores = (q if scale == 1 else q * scale) @ k.transpose(-1, -2)
         return (scores if mask is None else scores + mask).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each token attends to all."""
     h, w = q.shape[1:3]
     q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
-    return rearrange(_attend(q, k, v), "b n (h w) e -> b h w n e", h=h, w=w)
+    return rearrange(attend(q, k, v), "b n (h w) e -> b h w n e", h=h, w=w)
 
 
 def _additive(allowed: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def _neighborhood_reference(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Ten
     h, w = q.shape[1:3]
     mask = _dense_mask(h, w, kernel, q.device)
     q, k, v = (rearrange(x, "b h w n e -> b n (h w) e") for x in (q, k, v))
-    return rearrange(_attend(q, k, v, mask), "b n (h w) e -> b h w n e", h=h, w=w)
+    return rearrange(attend(q, k, v, mask), "b n (h w) e -> b h w n e", h=h, w=w)
 
 
 @tabulated
@@ -129,7 +130,7 @@ def _neighborhood_halo(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
 
     q = F.pad(q, (0, 0, 0, 0, 0, -w % TILE, 0, -h % TILE))
     tiles = rearrange(q, "b (i t) (j u) n e -> (i j) (b n) (t u) e", t=TILE, u=TILE)
-    out = _attend(tiles, gather(k), gather(v), _halo_mask(h, w, kernel, q.device))
+    out = attend(tiles, gather(k), gather(v), _halo_mask(h, w, kernel, q.device))
     out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=len(rows), b=b, t=TILE)
     return out[:, :h, :w]
 
@@ -246,6 +247,6 @@ def shifted_window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, shift
         return rearrange(x, "b (i t) (j u) n e -> (i j) (b n) (t u) e", t=window, u=window)
 
     bias = _window_bias(i, j, window, shift, q.device) if shift else None
-    out = _attend(tiles(q), tiles(k), tiles(v), bias)
+    out = attend(tiles(q), tiles(k), tiles(v), bias)
     out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=i, b=b, t=window)
     return out.roll((-shift, -shift), (1, 2)) if shift else out

@@ -6,6 +6,7 @@ papers named at each; the parameters of k-diffusion's configurations are in `int
 
 import math
 from abc import ABC, abstractmethod
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -86,6 +87,36 @@ class VP(Levels):
     def __call__(self, u: Tensor) -> Tensor:
         t = _lerp(self.eps, 1.0, u)
         return (self.beta_d * t**2 / 2 + self.beta_min * t).expm1().sqrt()
+
+
+@cache
+def _iddpm_table(steps: int, low: float, high: float) -> Tensor:
+    alpha_bar = [math.sin(0.5 * math.pi * j / steps / 1.008) ** 2 for j in range(steps + 1)]
+    found = [0.0]
+    for j in range(steps, 0, -1):
+        found.append(math.sqrt((found[-1] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], 0.001) - 1))
+    return torch.tensor([sigma for sigma in found if low <= sigma <= high], dtype=torch.float64)
+
+
+@value
+class IDDPM(Levels):
+    """The levels of improved DDPM's cosine schedule in `steps` steps (Karras et al. 2022, Table 1), each as likely."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 81.0
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_range("IDDPM", self.sigma_min, self.sigma_max)
+        _check_positive("IDDPM", steps=self.steps)
+        if not len(_iddpm_table(self.steps, self.sigma_min, self.sigma_max)):
+            raise ValueError(f"IDDPM: no level lies between sigma_min {self.sigma_min} and sigma_max {self.sigma_max}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        table = _iddpm_table(self.steps, self.sigma_min, self.sigma_max)
+        last = len(table) - 1
+        place = last - (last * (1 - u.double()) + 0.5).floor().long()
+        return table.to(u.device)[place].to(u.dtype)
 
 
 @value

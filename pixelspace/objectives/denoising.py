@@ -34,6 +34,10 @@ class Objective(ABC):
     def check(self, backbone: BackboneConfig) -> None:
         """Raises UserError for a network that cannot be trained so."""
 
+    def kept(self, height: int, width: int, progress: float) -> int | None:
+        """How many patches of a sample the network is shown; None: all."""
+        return None
+
     @abstractmethod
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
         """The dice of samples `batch.pos` of a global batch of `size`; `progress` in [0, 1] is the stage's."""

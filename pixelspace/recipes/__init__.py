@@ -8,6 +8,7 @@ RECIPES = {
     "hdit-imagenet128": ("pixelspace.recipes.hdit:imagenet128", "HDiT 117M, ImageNet at 128 px by class"),
     "hdit-imagenet256": ("pixelspace.recipes.hdit:imagenet256", "HDiT 557M, ImageNet at 256 px by class, 4 stages"),
     "hdit-ffhq1024": ("pixelspace.recipes.hdit:ffhq1024", "HDiT 85M, faces at 1024 px"),
+    "maskdit-emoji": ("pixelspace.recipes.maskdit:emoji", "masked pixels: 1,500 emoji in 8 groups at 32 px, 2 stages"),
     "hdit-table8-p16-s": ("pixelspace.recipes.hdit:table8_p16_s", "HDiT 116M of the paper's Table 8: patch 16"),
     "hdit-table8-p16-m": ("pixelspace.recipes.hdit:table8_p16_m", "HDiT 267M of the paper's Table 8: patch 16"),
     "hdit-table8-p16-l": ("pixelspace.recipes.hdit:table8_p16_l", "HDiT 507M of the paper's Table 8: patch 16"),

@@ -1,11 +1,13 @@
 """Every value that a recipe or a model may hold, by class name: what JSON is read back into."""
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
+from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data
 from pixelspace.data.sources import Folder, HuggingFace
 from pixelspace.noise.levels import (
+    IDDPM,
     VP,
     Cosine,
     CosineInterpolated,
@@ -18,6 +20,7 @@ from pixelspace.noise.levels import (
 from pixelspace.noise.process import EDM, VPV, X0, Process, RectifiedFlow, VPEps
 from pixelspace.noise.weighting import SNR, EDMWeight, MinSNR, SoftMinSNR, Unit
 from pixelspace.objectives.denoising import Denoising
+from pixelspace.objectives.masked import Masked, MaskRatio
 from pixelspace.sampling.generate import Sampling
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Exponential, Inverse
@@ -28,9 +31,10 @@ VALUES: dict[str, type] = {
     for cls in (
         *(Recipe, Stage, Inherit, AdamW, Constant, Inverse, Exponential, EMA),
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
-        *(Denoising, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
+        *(MaskDiTConfig, Decoder),
+        *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
-        *(Karras, LogUniform, VP, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
+        *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
         *(Data, Folder, HuggingFace, Emoji, Pixels, Sampling),
     )
 }

@@ -29,16 +29,24 @@ def _stage(stage: Stage, depth: int) -> list[str]:
         network = stage.backbone.build()
     count, height, width = _count(network), *stage.size
     micro = stage.micro or stage.batch
-    activations = activation_bytes(stage)
+    one = activation_bytes(stage, 1)
+    each = activation_bytes(stage, 2) - one  # what is saved once, as weights in bfloat16, does not grow with images
+    h, w = stage.shape[1:]
+    kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w)
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
     return [
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
         f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
         *_tree(network, depth, "    "),
-        f"  {'forward pass of one image':<42} {stage.backbone.macs(*stage.shape[1:]) / 1e9:>15,.3f} GMAC",
-        f"  {'activations for backward, one image':<42} {_gib(activations):>15}",
+        f"  {'forward pass of one image':<42} {whole / 1e9:>15,.3f} GMAC",
+        *(
+            []
+            if kept is None
+            else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept) / 1e9:>15,.3f} GMAC"]
+        ),
+        f"  {'activations for backward, one image':<42} {_gib(each):>15}",
         f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",
-        f"  {f'and activations of {micro:,} at once':<42} {_gib(activations * micro):>15}",
+        f"  {f'and activations of {micro:,} at once':<42} {_gib(one + each * (micro - 1)):>15}",
     ]
 
 

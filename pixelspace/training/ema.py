@@ -8,17 +8,22 @@ from pixelspace.config import value
 
 @value
 class EMA:
-    """The decay after t updates is 1 - (1 + t)^-power, at most `max_decay`; the first update copies the weights."""
+    """The decay after t updates is 1 - (1 + t)^-power, at most `max_decay`; the first update copies the weights.
+
+    With power 0 it is `max_decay` from the first update on.
+    """
 
     power: float = 0.75
     max_decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        if self.power <= 0 or not 0 <= self.max_decay <= 1:
-            raise ValueError(f"EMA: needs power > 0 and max_decay in [0, 1], found {self.power}, {self.max_decay}")
+        if self.power < 0 or not 0 <= self.max_decay <= 1:
+            raise ValueError(f"EMA: needs power >= 0 and max_decay in [0, 1], found {self.power}, {self.max_decay}")
 
     def decay(self, updates: int) -> float:
         """The weight of the past in update number `updates`, counted from 0."""
+        if not self.power:
+            return self.max_decay
         return min(max(1 - (1 + updates) ** -self.power, 0.0), self.max_decay)
 
 

@@ -78,7 +78,7 @@ def train_step(state: State, forward: Callable[..., Tensor], stage: Stage, raw: 
         sigmas.append(draw.sigma)
 
     each = torch.cat(losses)
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), stage.optimizer.clip)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), stage.optimizer.clip or math.inf)
     loss, grad_norm = torch.stack([each.mean(), norm]).tolist()
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:

@@ -71,7 +71,7 @@ class Exponential(Schedule):
 
 @value
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with the gradient's global norm clipped to `clip`."""
+    """AdamW (Loshchilov and Hutter 2019) with the gradient's global norm clipped to `clip` (0: not clipped)."""
 
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -80,14 +80,14 @@ class AdamW:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.eps <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            raise ValueError(f"AdamW: lr, eps and clip must be positive, weight_decay not negative, found {self}")
+        if self.lr <= 0 or self.eps <= 0 or self.clip < 0 or self.weight_decay < 0:
+            raise ValueError(f"AdamW: lr and eps must be positive, clip and weight_decay not negative, found {self}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"AdamW: betas must be in [0, 1), found {self.betas}")
 
     def build(self, network: nn.Module) -> torch.optim.AdamW:
         """The optimiser over `network.param_groups()`, each group with its `lr_factor`."""
-        parameters = dict(network.named_parameters())
+        parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         groups = [
             {
                 "params": [parameters.pop(name) for name in group.names],

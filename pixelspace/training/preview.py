@@ -64,13 +64,13 @@ def sample_images(stage: Stage, backbone: Backbone, device: torch.device) -> Ten
 def held_out_loss(
     stage: Stage, backbone: Backbone, dataset: sources.Dataset, held: list[int], rng: Rng, device: torch.device
 ) -> float:
-    """The mean loss over the held-out samples, with the same crops, levels and noise at every call."""
+    """The mean loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
     held = held[: stage.validate_count]
     fixed, data = Rng(rng.key("validation")), replace(stage.data, augment=0.0)
     chunk, total = stage.micro or stage.batch, 0.0
     for start in range(0, len(held), chunk):
         raw = read(dataset, held[start : start + chunk], stage.size, stage.data.crop)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
-        draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None)
+        draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None, keep=None)
         total += float(stage.objective.loss(backbone, batch, draw).cpu().double().sum())
     return total / len(held)

@@ -39,12 +39,17 @@ def _write_recipe(run: Path, recipe: Recipe) -> None:
     partial.replace(run / "recipe.json")
 
 
+def _brief(data: Any, width: int = 60) -> str:
+    text = json.dumps(data)
+    return text if len(text) <= width else f"{text[:width]}..."
+
+
 def _check_unchanged(run: Path, recipe: Recipe, accept_changes: bool) -> None:
     changed = list(differences(read_json(run / "recipe.json"), to_data(recipe)))
     bound = [(path, a, b) for path, a, b in changed if not FREE & set(path.split("."))]
     fixed = [entry for entry in bound if FIXED & set(entry[0].split("."))]
     if bound and not (accept_changes and not fixed):
-        shown = "; ".join(f"{path}: {json.dumps(a)} -> {json.dumps(b)}" for path, a, b in bound[:10])
+        shown = "; ".join(f"{path}: {_brief(a)} -> {_brief(b)}" for path, a, b in bound[:10])
         more = f"; and {len(bound) - 10} more" if len(bound) > 10 else ""
         way = "set them back or start anew with another --out"
         way += "" if fixed else ", or add --accept-changes to go on with them from here"

@@ -1,8 +1,11 @@
 """Every backbone at a size that takes milliseconds: (config, image size, what it is conditioned on)."""
 
+from dataclasses import replace
+
 import torch
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
+from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 
 HDIT = HDiTConfig(
     levels=(
@@ -17,7 +20,19 @@ HDIT = HDiTConfig(
 )
 PLAIN = HDiTConfig(levels=(Level(16, 1, None), Level(32, 1, Global(16))), channels=1, patch=(2, 4), mapping_width=16)
 
-CASES = {"hdit": (HDIT, (16, 32)), "hdit-plain": (PLAIN, (8, 32))}
+MASKDIT = MaskDiTConfig(24, 2, 3, (8, 12), num_classes=4, decoder=Decoder(16, 1, 2))
+PLAIN_DIT = MaskDiTConfig(16, 1, 2, (8, 8), patch=4, channels=3, decoder=None)
+CLS_TOKEN = replace(MASKDIT, cls_token=True, feature=6, decoder=Decoder(16, 2, 2, mask_token=False, takes_cls=True))
+SELF_FEATURE = replace(MASKDIT, cls_token=True, encoder_feature=True, feature=6)
+
+CASES = {
+    "hdit": (HDIT, (16, 32)),
+    "hdit-plain": (PLAIN, (8, 32)),
+    "maskdit": (MASKDIT, (8, 12)),
+    "maskdit-cls-token": (CLS_TOKEN, (8, 12)),
+    "maskdit-self-feature": (SELF_FEATURE, (8, 12)),
+    "dit": (PLAIN_DIT, (8, 8)),
+}
 
 
 def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -26,6 +41,7 @@ def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[s
     return {
         "label": torch.arange(batch) % 5 - 1,
         "aug": torch.randn(batch, 9, generator=generator, dtype=dtype),
+        "feature": torch.randn(batch, 6, generator=generator, dtype=dtype),
         "mapping": torch.randn(batch, 5, generator=generator, dtype=dtype),
         "unknown": torch.zeros(batch),
     }

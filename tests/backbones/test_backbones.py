@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pixelspace.errors import UserError
+from pixelspace.random import Rng
 from tests.backbones.cases import CASES, conditions
 
 EACH = pytest.mark.parametrize(("config", "size"), CASES.values(), ids=CASES)
@@ -17,6 +18,14 @@ def awake(config, dtype=torch.float64):
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     return network
+
+
+def shown(config, size, batch):
+    """Half of the patches of each sample, for networks that can do with them."""
+    if config.keep_patch is None:
+        return {}
+    count = size[0] // config.keep_patch[0] * (size[1] // config.keep_patch[1])
+    return {"keep": Rng(5).subset("mask", torch.arange(batch), count, count // 2)}
 
 
 def given(config, size, batch=3, dtype=torch.float64):
@@ -47,8 +56,11 @@ def test_samples_of_a_batch_do_not_see_each_other(config, size):
 @EACH
 def test_every_parameter_gets_a_gradient(config, size):
     network, (x, c_noise) = awake(config), given(config, size, batch=6)
-    network(x, c_noise, conditions(config, 6, x.dtype)).square().sum().backward()
+    network(x, c_noise, conditions(config, 6, x.dtype), **shown(config, size, 6)).square().sum().backward()
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None
+            continue
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
@@ -77,8 +89,8 @@ def test_it_builds_on_the_meta_device_with_all_parameters_in_groups(config, size
     with torch.device("meta"):
         network = config.build()
     names = [name for group in network.param_groups() for name in group.names]
-    assert sorted(names) == sorted(name for name, _ in network.named_parameters())
-    assert network.blocks()
+    assert sorted(names) == sorted(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    assert network.units()
 
 
 @EACH
@@ -89,8 +101,8 @@ def test_checkpointing_changes_no_gradient(config, size):
     for network.checkpointing in (False, True):
         torch.manual_seed(0)
         network.zero_grad()
-        network(x, c_noise, cond).square().sum().backward()
-        found.append([parameter.grad.clone() for parameter in network.parameters()])
+        network(x, c_noise, cond, **shown(config, size, 3)).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
 
@@ -102,13 +114,41 @@ def test_it_compiles_into_one_graph(config, size):
     torch._dynamo.reset()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, c_noise, cond), network(x, c_noise, cond), rtol=1e-9, atol=1e-10)
+    keep = shown(config, size, 3)
+    found, expected = compiled(x, c_noise, cond, **keep), network(x, c_noise, cond, **keep)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
 @EACH
 def test_a_wrong_size_is_refused_with_the_next_valid_ones(config, size):
     network = config.build()
     x = torch.randn(1, config.channels, size[0] + 1, size[1])
-    with pytest.raises(UserError, match=rf"image height {size[0] + 1}: .*next valid sizes are {size[0]} and \d+"):
+    with pytest.raises(UserError, match=rf"image height {size[0] + 1}: .*( |x){size[0]}( and \d+|x| in )"):
         network(x, torch.zeros(1), conditions(config, 1))
     with pytest.raises(UserError, match="expected x"):
         network(torch.randn(1, 7, *size), torch.zeros(1), conditions(config, 1))
+
+
+@EACH
+def test_patches_that_are_not_kept_are_not_seen(config, size):
+    if not (keep := shown(config, size, 3)):
+        return
+    network, (x, c_noise), cond = awake(config).train(), given(config, size), conditions(config, 3, torch.float64)
+    p, q = config.keep_patch
+    visible = torch.zeros(3, size[0] // p * (size[1] // q), dtype=torch.bool).scatter(1, keep["keep"], True)
+    mask = visible.reshape(3, 1, size[0] // p, size[1] // q).repeat_interleave(p, 2).repeat_interleave(q, 3)
+    with_others = torch.where(mask, x, torch.randn_like(x))
+    assert not torch.equal(with_others, x)
+    torch.testing.assert_close(network(with_others, c_noise, cond, **keep), network(x, c_noise, cond, **keep))
+
+
+@EACH
+def test_the_order_of_what_is_kept_does_not_matter_and_all_is_all(config, size):
+    if not (keep := shown(config, size, 3)):
+        return
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    count = 2 * keep["keep"].shape[1]
+    found = network(x, c_noise, cond, keep=keep["keep"].flip(1))
+    torch.testing.assert_close(found, network(x, c_noise, cond, **keep), rtol=1e-10, atol=1e-12)
+    everything = torch.arange(count).expand(3, -1)
+    torch.testing.assert_close(network(x, c_noise, cond, keep=everything), network(x, c_noise, cond))

@@ -40,7 +40,11 @@ def test_buffers_are_copied_and_weights_left_alone():
     assert torch.equal(before["weight"], network.weight)
 
 
-@pytest.mark.parametrize("bad", [(0.0, 0.9), (0.75, 1.5)])
+@pytest.mark.parametrize("bad", [(-0.5, 0.9), (0.75, 1.5)])
 def test_senseless_averages_are_refused(bad):
     with pytest.raises(ValueError, match="EMA"):
         EMA(*bad)
+
+
+def test_without_a_warm_up_the_decay_is_constant():
+    assert [EMA(0.0, 0.999).decay(t) for t in (0, 1, 10**6)] == [0.999] * 3
