@@ -1,5 +1,6 @@
 """Latents on disk: the same whoever writes them and however often they are interrupted, and never read damaged."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -210,6 +211,26 @@ def test_an_image_that_cannot_be_read_any_more_is_named(images, vae, tmp_path, w
     with pytest.raises(DataError, match=r"^dog/6.png: "):
         encode_images(pictures, tmp_path / "out", vae, **PLAN, workers=workers)
     assert shard_path(tmp_path / "out", 0).exists() and not (tmp_path / "out" / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_full_disk_is_named_and_encoding_goes_on_when_there_is_room(images, vae, whole, tmp_path, monkeypatch, call):
+    real, calls = getattr(os, call), 0
+
+    def full(*given):
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*given)
+
+    monkeypatch.setattr(os, call, full)
+    out, pictures = tmp_path / "out", Folder(str(images)).open()
+    with pytest.raises(ResourceError, match=r"out/\S+: cannot be written .*No space left on device"):
+        encode_images(pictures, out, vae, **PLAN)
+    assert not (out / MANIFEST).exists() and not list(out.glob("*.part"))
+    monkeypatch.setattr(os, call, real)
+    assert encode_images(pictures, out, vae, **PLAN) and contents(out) == contents(whole)
 
 
 class Overflowing(Pixels):
