@@ -16,6 +16,7 @@ from pixelspace.data.codec import Codec, Pixels
 from pixelspace.dist import pick_device
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.interop import k_diffusion, maskdit
+from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.weights import load_weights
 from pixelspace.noise.process import Process
 from pixelspace.recipes.values import VALUES
@@ -69,6 +70,18 @@ class Model:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.backbone.parameters()).device
+
+    def use_vae(self, path: Path | str) -> "Model":
+        """Takes the VAE of a model of latents from `path` from now on.
+
+        Raises:
+            UserError: a model of pixels.
+        """
+        codec = self.config.codec
+        if not isinstance(codec, KLVAE):
+            raise UserError("vae: this model draws pixels without a VAE; leave it out")
+        self.config = replace(self.config, codec=replace(codec, vae=str(path)))
+        return self
 
     def _with_label(self, cond: Cond, n: int) -> Cond:
         if self.config.backbone.num_classes and "label" not in cond:
@@ -163,6 +176,7 @@ class Model:
         config = self.config
         height, width = config.size if size is None else (size, size) if isinstance(size, int) else size
         latent_size = config.codec.latent_size((height, width))
+        config.codec.identity()  # reads a VAE now, not after the first batch
         config.backbone.check_size(*latent_size)
         plan = self._plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)

@@ -1,4 +1,4 @@
-"""The command line: train, sample, show, import, prepare, recipes, demo.
+"""The command line: train, sample, show, import, prepare, encode, recipes, demo.
 
 Exit codes: 0 done, 2 a command or setting that cannot be meant, 3 data, 4 checkpoint, 5 not finite, 6 disk, memory or
 a missing package, 70 a fault of ours, 75 stopped on request with a checkpoint, 130 interrupted.
@@ -82,9 +82,11 @@ def _recipe(name: str, data: Path | None = None, settings: tuple[tuple[str, ...]
 
 
 def _with_folder(stage: Any, folder: Path) -> Any:
+    from pixelspace.data.latents import Latents, is_latents
     from pixelspace.data.sources import Folder
 
-    return replace(stage, data=replace(stage.data, source=Folder(str(folder))))
+    source = Latents(str(folder)) if is_latents(folder) else Folder(str(folder))
+    return replace(stage, data=replace(stage.data, source=source))
 
 
 def _open_model(path: Path, device: str) -> "Model":
@@ -112,7 +114,7 @@ def train(
     Args:
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path; see `pixelspace show RECIPE --json`.
-        data: A folder of images, in place of the recipe's data.
+        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
         out: The run's folder; runs/NAME by default.
         start_from: A model, run or checkpoint whose weights the first stage starts with.
         stage: The stage to start with.
@@ -177,6 +179,7 @@ def sample(
     seed: int = 0,
     batch: int = 16,
     exact: bool = False,
+    vae: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
     quiet: bool = False,
@@ -195,6 +198,7 @@ def sample(
         seed: Image i of a seed is always the same.
         batch: Images computed at once.
         exact: The same bits at any n, by computing full batches only.
+        vae: Where the VAE of a model of latents is, if not where the recipe says.
         device: cpu, cuda, mps or auto.
         overwrite: Write into a folder that holds something already.
         quiet: No progress bar.
@@ -208,6 +212,8 @@ def sample(
     from pixelspace.data.grid import grid_image, save_image
 
     opened = _open_model(model, device)
+    if vae is not None:
+        opened.use_vae(vae)
     labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
     images = opened.sample(
         n,
@@ -259,7 +265,7 @@ def show(
     Args:
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path.
-        data: A folder of images, in place of the recipe's data.
+        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
         json: Print every setting as JSON instead.
         depth: How deep into the network to go.
     """
@@ -284,6 +290,69 @@ def prepare(folder: Positional[Path], *, max_bad_share: float = 0.1) -> None:
     index = load_or_build(folder, _cache())
     print(index.summary())
     index.check(max_bad_share)
+
+
+def encode(
+    images: Positional[Path],
+    out: Positional[Path],
+    *,
+    vae: Path,
+    size: int = 256,
+    flip: bool = False,
+    half: bool = False,
+    batch: int = 16,
+    shard: int = 1024,
+    workers: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> None:
+    """Compute the latents of every image of a folder, to train on in place of the images; the same command goes on
+    where it stopped, and `torchrun` shares the work out.
+
+    Args:
+        images: The folder of images.
+        out: The folder to write to.
+        vae: Stable Diffusion's autoencoder: autoencoder_kl.pth or a diffusers folder.
+        size: Side in pixels; images are resized and cut at the centre as ADM's code does.
+        flip: Latents of the mirrored images too, for training with flips.
+        half: Keep float16, half the bytes.
+        batch: Images read at once.
+        shard: Images a file.
+        workers: Processes that read images.
+        device: cpu, cuda, mps or auto.
+        quiet: No progress bar.
+    """
+    from pixelspace import dist
+    from pixelspace.data.latents import encode_images
+    from pixelspace.data.sources import Folder
+    from pixelspace.interop.kl_vae import open_vae
+
+    rank, world = dist.rank(), dist.world()
+    chosen, codec = dist.pick_device(device), open_vae(vae)
+    dataset = encode_images(
+        Folder(str(images)).open(_cache()),
+        out,
+        codec,
+        size=size,
+        device=chosen,
+        flip=flip,
+        half=half,
+        batch=batch,
+        shard=shard,
+        rank=rank,
+        world=world,
+        workers=workers,
+        progress=not quiet and rank == 0,
+    )
+    if dataset is None:
+        print(f"rank {rank} of {world}: its shards are done; {out} is complete when the others are")
+        return
+    shape = "x".join(map(str, dataset.encoding.shape))
+    what = "images and their mirrored copies" if flip else "images"
+    print(
+        f"{len(dataset):,} {what} as {shape} moments, {dataset.bytes:,} bytes: {out} "
+        f"(pixelspace train RECIPE --data {out} --set 'stages.*.codec.vae={vae}')"
+    )
 
 
 def recipes() -> None:
@@ -312,6 +381,7 @@ COMMANDS = {
     "show": show,
     "import": import_,
     "prepare": prepare,
+    "encode": encode,
     "recipes": recipes,
     "demo": demo,
 }

@@ -72,7 +72,7 @@ def test_recipes_are_listed_one_a_line(cli):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["sample"], ["show"], ["import"], ["prepare"], ["recipes"], ["demo"]]
+    "command", [[], ["train"], ["sample"], ["show"], ["import"], ["prepare"], ["encode"], ["recipes"], ["demo"]]
 )
 def test_help_is_everywhere(cli, command):
     code, out, _ = cli(*command, "--help")

@@ -4,8 +4,10 @@ from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, S
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
 from pixelspace.data.sources import Folder, HuggingFace
+from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import (
     IDDPM,
     VP,
@@ -35,6 +37,6 @@ VALUES: dict[str, type] = {
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
-        *(Data, Folder, HuggingFace, Emoji, Pixels, Sampling),
+        *(Data, Folder, HuggingFace, Emoji, Latents, Pixels, KLVAE, Sampling),
     )
 }
