@@ -9,6 +9,12 @@ RECIPES = {
     "hdit-imagenet256": ("pixelspace.recipes.hdit:imagenet256", "HDiT 557M, ImageNet at 256 px by class, 4 stages"),
     "hdit-ffhq1024": ("pixelspace.recipes.hdit:ffhq1024", "HDiT 85M, faces at 1024 px"),
     "maskdit-emoji": ("pixelspace.recipes.maskdit:emoji", "masked pixels: 1,500 emoji in 8 groups at 32 px, 2 stages"),
+    "maskdit-imagenet256": ("pixelspace.recipes.maskdit:imagenet256", "MaskDiT-XL/2, latents of ImageNet at 256 px"),
+    "maskdit-imagenet256-cosine": (
+        "pixelspace.recipes.maskdit:imagenet256_cosine",
+        "maskdit-imagenet256, tuned while the mask falls to nothing",
+    ),
+    "maskdit-imagenet512": ("pixelspace.recipes.maskdit:imagenet512", "MaskDiT-XL/2, latents of ImageNet at 512 px"),
     "hdit-table8-p16-s": ("pixelspace.recipes.hdit:table8_p16_s", "HDiT 116M of the paper's Table 8: patch 16"),
     "hdit-table8-p16-m": ("pixelspace.recipes.hdit:table8_p16_m", "HDiT 267M of the paper's Table 8: patch 16"),
     "hdit-table8-p16-l": ("pixelspace.recipes.hdit:table8_p16_l", "HDiT 507M of the paper's Table 8: patch 16"),
@@ -21,4 +27,16 @@ RECIPES = {
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
+    "maskdit-imagenet256-debug": (
+        "pixelspace.recipes.maskdit:imagenet256_debug",
+        "maskdit-imagenet256 at toy size in pixels: seconds",
+    ),
+    "maskdit-imagenet256-cosine-debug": (
+        "pixelspace.recipes.maskdit:imagenet256_cosine_debug",
+        "maskdit-imagenet256-cosine at toy size in pixels: seconds",
+    ),
+    "maskdit-imagenet512-debug": (
+        "pixelspace.recipes.maskdit:imagenet512_debug",
+        "maskdit-imagenet512 at toy size in pixels: seconds",
+    ),
 }

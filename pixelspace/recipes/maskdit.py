@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
+from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import Karras, LogNormal
 from pixelspace.noise.process import EDM, Process
 from pixelspace.noise.weighting import Unit
-from pixelspace.objectives.denoising import Denoising
+from pixelspace.objectives.denoising import Denoising, Objective
 from pixelspace.objectives.masked import Masked, MaskRatio
 from pixelspace.sampling.generate import Sampling
 from pixelspace.training.ema import EMA
@@ -52,6 +55,111 @@ _WHOLE = Denoising(_PROCESS, _LEVELS, Unit(), drop_rate=0.1)
 _MASKED = Masked(_PROCESS, _LEVELS, (2, 2), MaskRatio(0.5), mae=0.1, drop_rate=0.1)
 _SAMPLING = Sampling("heun", steps=40, levels=Karras(0.002, 80.0), guidance=1.5)
 _CARRIED = Inherit("masked", weights="raw", ema="carry")
+
+
+def _imagenet(side: int, steps: int) -> Stage:
+    """The masked stage on latents of `side` pixels; `encode` makes them."""
+    backbone = maskdit("XL", size=(side // 8, side // 8))
+    return Stage(
+        name="masked",
+        backbone=backbone,
+        objective=_MASKED,
+        data=Data(Latents(f"imagenet{side}-latents"), crop="adm", flip=False, workers=8),
+        size=(side, side),
+        batch=1024,
+        images=steps * 1024,
+        sampling=_SAMPLING,
+        codec=KLVAE(),
+        optimizer=AdamW(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, clip=0.0),
+        ema=EMA(power=0.0, max_decay=0.9999),
+        precision="bf16",
+        micro=128,
+        compile=True,
+        save_images=25_000 * 1024,
+    )
+
+
+def _tuned(stage: Stage, steps: int, batch: int, objective: Objective = _WHOLE) -> Stage:
+    """All patches, half the rate, full precision."""
+    return replace(
+        stage,
+        name="tuned",
+        objective=objective,
+        batch=batch,
+        images=steps * batch,
+        optimizer=replace(stage.optimizer, lr=5e-5),
+        precision="fp32",
+        micro=64,
+        init=_CARRIED,
+    )
+
+
+def imagenet256() -> Recipe:
+    """ImageNet at 256 px: 2M steps at mask 0.5, then 100k on all patches (the released one: after 75k)."""
+    masked = _imagenet(256, 2_000_000)
+    return Recipe("maskdit-imagenet256", (masked, _tuned(masked, 100_000, 1024)))
+
+
+def imagenet256_cosine() -> Recipe:
+    """As imagenet256, tuned while the mask falls to nothing as cos^4; in 5 shapes, for the compiler's sake."""
+    masked = _imagenet(256, 2_000_000)
+    falling = replace(_MASKED, mask=MaskRatio(0.5, "cosine", power=4, multiple=32))
+    return Recipe("maskdit-imagenet256-cosine", (masked, _tuned(masked, 100_000, 1024, falling)))
+
+
+def imagenet512() -> Recipe:
+    """ImageNet at 512 px: 1M steps at mask 0.5, then 50k at batch 512 on all patches."""
+    masked = _imagenet(512, 1_000_000)
+    masked = replace(masked, micro=32)
+    return Recipe("maskdit-imagenet512", (masked, replace(_tuned(masked, 50_000, 512), micro=16)))
+
+
+def _debug(recipe: Recipe, side: int, patch: int) -> Recipe:
+    backbone = MaskDiTConfig(32, 2, 4, (side, side), patch, channels=3, num_classes=8, decoder=Decoder(16, 1, 2))
+
+    def shrunk(stage: Stage) -> Stage:
+        batch = stage.batch // 128
+        objective = stage.objective
+        if isinstance(objective, Masked):
+            mask = replace(objective.mask, multiple=max(1, objective.mask.multiple // 16))
+            objective = replace(objective, patch=(patch, patch), mask=mask)
+        return replace(
+            stage,
+            backbone=backbone,
+            objective=objective,
+            data=Data(Emoji(), crop="adm", flip=False, holdout=0.05),
+            size=(side, side),
+            codec=Pixels(),
+            batch=batch,
+            images=8 * batch,
+            sampling=replace(stage.sampling, steps=4),
+            precision="fp32",
+            micro=0,
+            compile=False,
+            save_images=4 * batch,
+            sample_images=8 * batch,
+            sample_count=4,
+            validate_images=8 * batch,
+            validate_count=16,
+            log_steps=1,
+        )
+
+    return Recipe(f"{recipe.name}-debug", tuple(shrunk(stage) for stage in recipe.stages))
+
+
+def imagenet256_debug() -> Recipe:
+    """imagenet256's two stages at toy size, in pixels of the packaged emoji: seconds on a CPU."""
+    return _debug(imagenet256(), 16, 2)
+
+
+def imagenet256_cosine_debug() -> Recipe:
+    """imagenet256-cosine's two stages at toy size, in pixels of the packaged emoji."""
+    return _debug(imagenet256_cosine(), 16, 2)
+
+
+def imagenet512_debug() -> Recipe:
+    """imagenet512's two stages at toy size, in pixels of the packaged emoji."""
+    return _debug(imagenet512(), 32, 4)
 
 
 EMOJI = MaskDiTConfig(256, 8, 4, (32, 32), 4, channels=3, num_classes=8, decoder=Decoder(112, 2, 4))

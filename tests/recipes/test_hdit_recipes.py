@@ -1,19 +1,12 @@
-import importlib
-import json
-from dataclasses import replace
-
 import pytest
 import torch
 
-from pixelspace.config import from_data, parse_json, to_data
 from pixelspace.noise.levels import CosineInterpolated, Karras
 from pixelspace.noise.process import EDM
 from pixelspace.noise.weighting import SoftMinSNR
-from pixelspace.recipes import RECIPES
-from pixelspace.recipes.values import VALUES
 from pixelspace.training.ema import EMA
-from pixelspace.training.loop import run_recipe
 from pixelspace.training.optim import AdamW
+from tests.recipes.test_recipes import made
 
 PAPER = {  # parameters, GMAC
     "hdit-imagenet128": (117_003_805, 31.369),
@@ -29,11 +22,6 @@ PAPER = {  # parameters, GMAC
     "hdit-table8-p4-m": (301_836_142, 115.33),
     "hdit-table8-p4-l": (557_416_522, 197.59),
 }
-
-
-def made(name):
-    module, function = RECIPES[name][0].split(":")
-    return getattr(importlib.import_module(module), function)()
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -65,21 +53,6 @@ def test_the_paper_s_training_row_is_whole(name):
     if name == "hdit-imagenet256":
         assert [(s.batch, s.images // s.batch) for s in later] == [(512, 50_000), (1024, 100_000), (2048, 50_000)]
         assert all(s.init.optimizer and s.init.ema == "carry" and s.init.weights == "raw" for s in later)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_goes_to_json_and_back(name):
-    recipe = made(name)
-    assert recipe.name == name
-    assert from_data(parse_json(json.dumps(to_data(recipe))), VALUES) == recipe
-
-
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-debug")])
-def test_a_debug_recipe_trains(name, tmp_path):
-    recipe = made(name)
-    recipe = replace(recipe, stages=tuple(replace(stage, images=2 * stage.batch) for stage in recipe.stages))
-    run_recipe(recipe, tmp_path, device=torch.device("cpu"), progress=False, say=lambda text: None)
-    assert len(list(tmp_path.glob("*/checkpoints/step-00000002"))) == len(recipe.stages)
 
 
 def test_every_large_recipe_has_a_debug_sibling():
