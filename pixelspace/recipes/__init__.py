@@ -9,6 +9,11 @@ RECIPES = {
     "hdit-imagenet256": ("pixelspace.recipes.hdit:imagenet256", "HDiT 557M, ImageNet at 256 px by class, 4 stages"),
     "hdit-ffhq1024": ("pixelspace.recipes.hdit:ffhq1024", "HDiT 85M, faces at 1024 px"),
     "maskdit-emoji": ("pixelspace.recipes.maskdit:emoji", "masked pixels: 1,500 emoji in 8 groups at 32 px, 2 stages"),
+    "maskdit-64": ("pixelspace.recipes.maskdit:own64", "your own folder of images at 64 px, masked pixels, 2 stages"),
+    "maskdit-latents256": (
+        "pixelspace.recipes.maskdit:own_latents256",
+        "the latents of your own images at 256 px, masked, 2 stages",
+    ),
     "maskdit-imagenet256": ("pixelspace.recipes.maskdit:imagenet256", "MaskDiT-XL/2, latents of ImageNet at 256 px"),
     "maskdit-imagenet256-cosine": (
         "pixelspace.recipes.maskdit:imagenet256_cosine",

@@ -7,6 +7,7 @@ from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
+from pixelspace.data.sources import Folder
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import Karras, LogNormal
 from pixelspace.noise.process import EDM, Process
@@ -112,6 +113,45 @@ def imagenet512() -> Recipe:
     masked = _imagenet(512, 1_000_000)
     masked = replace(masked, micro=32)
     return Recipe("maskdit-imagenet512", (masked, replace(_tuned(masked, 50_000, 512), micro=16)))
+
+
+OWN64 = MaskDiTConfig(384, 12, 6, (64, 64), 4, channels=3, decoder=DECODERS["S"])
+
+
+def _own(name: str, stage: Stage, batch: int) -> Recipe:
+    masked = replace(
+        stage,
+        batch=batch,
+        images=100_000 * batch,
+        sampling=replace(_SAMPLING, guidance=1.0),
+        schedule=Constant(warmup_images=500 * batch),
+        ema=EMA(power=0.75, max_decay=0.9999),
+        micro=0,
+        compile=False,
+        save_images=1000 * batch,
+        sample_images=2000 * batch,
+        validate_images=1000 * batch,
+    )
+    tuned = _tuned(masked, 10_000, batch, replace(_WHOLE, drop_rate=0.0))
+    return Recipe(name, (masked, replace(tuned, micro=0, schedule=Constant(cooldown=1.0))))
+
+
+def own64() -> Recipe:
+    """Your own folder of images at 64 px, in pixels: MaskDiT-S with patch 4, masked, then tuned."""
+    data = Data(Folder("images"), holdout=0.05, workers=2)
+    objective = replace(_MASKED, patch=(4, 4), drop_rate=0.0)
+    stage = replace(
+        _imagenet(256, 1), backbone=OWN64, objective=objective, data=data, size=(64, 64), codec=Pixels(), micro=0
+    )
+    return _own("maskdit-64", stage, 128)
+
+
+def own_latents256() -> Recipe:
+    """The latents of your own images at 256 px: MaskDiT-B/2, masked, then tuned. `--data` takes what `encode` wrote."""
+    data = Data(Latents("latents256"), crop="adm", flip=False, holdout=0.05, workers=2)
+    objective = replace(_MASKED, drop_rate=0.0)
+    stage = replace(_imagenet(256, 1), backbone=maskdit("B", num_classes=0), objective=objective, data=data)
+    return _own("maskdit-latents256", stage, 128)
 
 
 def _debug(recipe: Recipe, side: int, patch: int) -> Recipe:
