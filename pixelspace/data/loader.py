@@ -5,10 +5,14 @@ function of its position, and reported.
 """
 
 import atexit
+import os
 import signal
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -115,10 +119,18 @@ def _collate(items: list) -> Raw:
     return Raw(torch.stack(images), label, position, index, [entry for entries in bad for entry in entries])
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def _leave() -> None:
+    if sys.exc_info()[0] is None:
+        os._exit(0)
+
+
+def _prepare_worker(worker: int) -> None:
     # A scheduler asks every process to stop. One that did would take the trainer down before its last checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ended while its thread hands over a batch, an interpreter that takes itself down aborts. This comes after all
+    # that multiprocessing itself cleans up.
+    Finalize(None, _leave, exitpriority=-1000)
     torch.set_num_threads(1)
 
 
@@ -136,7 +148,7 @@ class _Consecutive:
 def _end(stream: Any) -> None:
     """Ends the workers, which ignore the signal that Python would end them by."""
     if workers := getattr(stream, "_workers", ()):
-        # One that exits while it hands over a batch nobody waits for may abort, which the loader would raise here.
+        # One that fails while it is ended fails nothing else: the loader would raise that here.
         if stream._worker_pids_set:
             _remove_worker_pids(id(stream))
             stream._worker_pids_set = False
@@ -152,18 +164,20 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
         DataError: too many samples in a row cannot be read.
     """
     workers = positions.data.workers
-    loader = DataLoader(
-        positions,
-        batch_sampler=_Consecutive(start, batch),  # type: ignore[arg-type]
-        collate_fn=_collate,
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_trainer if workers else None,
-        # Not forked, since this process has threads; nor from a fork server, which outlives a trainer that was killed.
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(0),  # so that the loader leaves the default generator alone
-    )
-    stream = iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked for
+        loader = DataLoader(
+            positions,
+            batch_sampler=_Consecutive(start, batch),  # type: ignore[arg-type]
+            collate_fn=_collate,
+            num_workers=workers,
+            worker_init_fn=_prepare_worker if workers else None,
+            # Not forked: this process has threads; nor from a fork server, which outlives a trainer that was killed.
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),  # so that the loader leaves the default generator alone
+        )
+        stream = iter(loader)
     end = partial(_end, stream)
     atexit.register(end)
     try:

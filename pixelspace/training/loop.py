@@ -174,6 +174,8 @@ class StageRun:
     ):
         self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
+        self.told = set[str]()  # names of unreadable samples
+        stage.codec.identity()  # reads a VAE now, not after the images
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
@@ -265,7 +267,9 @@ class StageRun:
     def note_unreadable(self, raw: Raw) -> None:
         """Counts samples that had to be replaced; too many stop the run, with a checkpoint."""
         for name, reason in raw.bad:
-            self.say(f"unreadable, replaced by another: {name}: {reason}")
+            if name not in self.told:
+                self.say(f"unreadable, replaced by another: {name}: {reason}")
+            self.told.add(name)
             self.state.unreadable.append(self.images)
         recent = [at for at in self.state.unreadable if at > self.images - UNREADABLE_WINDOW]
         self.state.unreadable = recent
