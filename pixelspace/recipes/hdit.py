@@ -14,6 +14,7 @@ from pixelspace.noise.levels import CosineInterpolated, Karras
 from pixelspace.noise.process import EDM, Process
 from pixelspace.noise.weighting import SoftMinSNR
 from pixelspace.objectives.denoising import Denoising
+from pixelspace.recipes.debug import shrunk
 from pixelspace.sampling.generate import Sampling
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant
@@ -200,27 +201,18 @@ def _tiny(backbone: HDiTConfig) -> HDiTConfig:
 
 
 def _debug(recipe: Recipe, size: int) -> Recipe:
-    def shrunk(stage: Stage) -> Stage:
-        batch = stage.batch // 64
-        return replace(
+    stages = (
+        shrunk(
             stage,
             backbone=_tiny(stage.backbone),  # type: ignore[arg-type]
             objective=_objective(size, drop_rate=0.1 if stage.backbone.num_classes else 0.0),
-            data=replace(stage.data, source=Emoji(), holdout=0.05, workers=0),
-            size=(size, size),
-            batch=batch,
-            images=8 * batch,
-            sampling=replace(stage.sampling, steps=4),
-            precision="fp32",
-            save_images=4 * batch,
-            sample_images=8 * batch,
-            sample_count=4,
-            validate_images=8 * batch,
-            validate_count=16,
-            log_steps=1,
+            data=replace(stage.data, source=Emoji()),
+            side=size,
+            batch=stage.batch // 64,
         )
-
-    return Recipe(f"{recipe.name}-debug", tuple(shrunk(stage) for stage in recipe.stages))
+        for stage in recipe.stages
+    )
+    return Recipe(f"{recipe.name}-debug", tuple(stages))
 
 
 def imagenet128_debug() -> Recipe:

@@ -14,6 +14,7 @@ from pixelspace.noise.process import EDM, Process
 from pixelspace.noise.weighting import Unit
 from pixelspace.objectives.denoising import Denoising, Objective
 from pixelspace.objectives.masked import Masked, MaskRatio
+from pixelspace.recipes.debug import shrunk
 from pixelspace.sampling.generate import Sampling
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant
@@ -154,37 +155,27 @@ def own_latents256() -> Recipe:
     return _own("maskdit-latents256", stage, 128)
 
 
+def _toy(objective: Objective, patch: int) -> Objective:
+    if not isinstance(objective, Masked):
+        return objective
+    mask = replace(objective.mask, multiple=max(1, objective.mask.multiple // 16))
+    return replace(objective, patch=(patch, patch), mask=mask)
+
+
 def _debug(recipe: Recipe, side: int, patch: int) -> Recipe:
     backbone = MaskDiTConfig(32, 2, 4, (side, side), patch, channels=3, num_classes=8, decoder=Decoder(16, 1, 2))
-
-    def shrunk(stage: Stage) -> Stage:
-        batch = stage.batch // 128
-        objective = stage.objective
-        if isinstance(objective, Masked):
-            mask = replace(objective.mask, multiple=max(1, objective.mask.multiple // 16))
-            objective = replace(objective, patch=(patch, patch), mask=mask)
-        return replace(
+    stages = (
+        shrunk(
             stage,
             backbone=backbone,
-            objective=objective,
-            data=Data(Emoji(), crop="adm", flip=False, holdout=0.05),
-            size=(side, side),
-            codec=Pixels(),
-            batch=batch,
-            images=8 * batch,
-            sampling=replace(stage.sampling, steps=4),
-            precision="fp32",
-            micro=0,
-            compile=False,
-            save_images=4 * batch,
-            sample_images=8 * batch,
-            sample_count=4,
-            validate_images=8 * batch,
-            validate_count=16,
-            log_steps=1,
+            objective=_toy(stage.objective, patch),
+            data=replace(stage.data, source=Emoji()),
+            side=side,
+            batch=stage.batch // 128,
         )
-
-    return Recipe(f"{recipe.name}-debug", tuple(shrunk(stage) for stage in recipe.stages))
+        for stage in recipe.stages
+    )
+    return Recipe(f"{recipe.name}-debug", tuple(stages))
 
 
 def imagenet256_debug() -> Recipe:

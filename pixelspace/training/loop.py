@@ -204,7 +204,7 @@ class StageRun:
                     f"the data has changed since {resumed.path.name}: {saved['samples']} samples then, "
                     f"{len(self.dataset)} now; bring it back, or start anew with another --out"
                 )
-            if saved["codec"] != self.stage.codec.identity():
+            if saved.get("codec", "") != self.stage.codec.identity():
                 raise UserError(
                     f"stage {self.stage.name!r}: the codec's weights have changed since {resumed.path.name}"
                 )
