@@ -5,11 +5,12 @@ Nearly all of the configuration is in the tensors' shapes; what a configuration 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
@@ -174,6 +175,24 @@ def read_model(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None =
         codec=codec,
         weights=weights,
     )
+
+
+class SeededDraws:
+    """The original's draws, one generator of torch an image: for its images from its seeds, draw the latents, then the
+    labels, then at every solver step what churn asks for."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator(device).manual_seed(seed % 2**32) for seed in seeds]
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) standard normals."""
+        return torch.stack([torch.randn(shape, generator=one, device=one.device) for one in self.generators])
+
+    def labels(self, num_classes: int) -> Tensor:
+        """(B,) class numbers."""
+        return torch.stack(
+            [torch.randint(num_classes, (), generator=one, device=one.device) for one in self.generators]
+        )
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

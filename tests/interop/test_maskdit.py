@@ -10,7 +10,8 @@ from pixelspace.backbones.maskdit import MaskDiTConfig
 from pixelspace.data.codec import Pixels
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.interop.kl_vae import KLVAE
-from pixelspace.interop.maskdit import read_arguments
+from pixelspace.interop.maskdit import SeededDraws, read_arguments, read_model
+from pixelspace.recipes.maskdit import maskdit
 from tests.conftest import GOLDENS
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -137,11 +138,16 @@ def test_the_published_layout_is_read_off_its_shapes(golden_json):
     for size in (32, 64):
         shapes = golden_json("maskdit/maskdit_keys_XL2")[f"DiT-XL/2 latent {size} use_decoder mae"]
         weights = {f"_orig_mod.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-        from pixelspace.interop.maskdit import read_model
-        from pixelspace.recipes.maskdit import maskdit
-
         read = read_model(weights)
         assert read.backbone == maskdit("XL", size=(size, size)) and read.size == (8 * size, 8 * size)
+
+
+def test_draws_by_seed_meet_the_golden(golden):
+    stored = golden("maskdit/tables")
+    draws = SeededDraws([0, 1, 2, 12345, 2**32 + 5])
+    assert torch.equal(draws.normal((4, 2, 2)), stored["srg.latents"])
+    assert torch.equal(draws.labels(1000), stored["srg.labels"])
+    assert torch.equal(draws.normal((4, 2, 2)), stored["srg.latents2"])
 
 
 def test_latents_are_not_decoded_without_their_vae(weights, config):

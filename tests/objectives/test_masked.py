@@ -97,6 +97,11 @@ def test_reconstruction_meets_the_golden(golden):
     torch.testing.assert_close(found, stored["mae_unit.loss_normpix"], rtol=1e-5, atol=1e-6)
 
 
+def test_patches_are_in_the_original_s_order(golden):
+    stored = golden("maskdit/tables")
+    assert torch.equal(patches(stored["unpatchify.out"], (2, 2)), stored["unpatchify.in"])
+
+
 def test_the_target_is_the_noisy_input_unless_asked_otherwise():
     batch = batch_of(3)
     draw = OBJECTIVE.draw(batch, 3, 0.0, Rng(2))
