@@ -325,8 +325,7 @@ class MaskDiT(nn.Module):
 
     def _encoded(self, x: Tensor, c: Tensor, keep: Tensor | None) -> Tensor:
         """Tokens (B, L_keep, D), after the class token if there is one."""
-        positions = self.pos_embed[:, self.pos_embed.shape[1] - self.config.grid[0] * self.config.grid[1] :]
-        tokens = self.x_embedder(x) + positions
+        tokens = self.x_embedder(x) + self.pos_embed[:, int(self.config.cls_token) :]
         if keep is not None:
             tokens = tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
         if self.cls_token is not None:
