@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pixelspace.cli import main
@@ -113,6 +114,47 @@ def test_show_prints_every_setting_as_json(cli):
 def test_a_bad_setting_is_refused_in_one_line(cli, setting, words):
     refused(cli("train", "hdit-demo", "--set", setting, "--out", "r"), 2, *words)
     assert not Path("r").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("stages.0.objective.mask.ratio=1", ["stages.0.objective.mask", "ratio must be in [0, 1), found 1.0"]),
+        ("stages.0.objective.mask.ratio=-0.5", ["ratio must be in [0, 1), found -0.5"]),
+        ("stages.0.objective.patch=[2,2]", ["the network (MaskDiTConfig) has patches of (4, 4)"]),
+        ("stages.0.objective.target=clear", ["'noisy' or 'clean'", "'clear'"]),
+        ("stages.*.backbone.num_classes=0", ["drop_rate 0.1: the network has no classes to drop"]),
+        ("stages.0.backbone.channels=4", ["4 channels", "(Pixels) 3"]),
+    ],
+)
+def test_a_bad_mask_is_refused_in_one_line(cli, setting, words):
+    refused(cli("train", "maskdit-emoji", "--set", setting, "--out", "r"), 2, *words)
+
+
+def test_masking_a_network_that_needs_all_patches_is_refused(cli, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from pixelspace.recipes.hdit import imagenet128_debug\n"
+        "from pixelspace.recipes.maskdit import emoji\n"
+        "def made():\n"
+        "    recipe = imagenet128_debug()\n"
+        "    stage = replace(recipe.stages[0], objective=emoji().stages[0].objective)\n"
+        "    return replace(recipe, stages=(stage,))\n"
+    )
+    refused(cli("show", f"{tmp_path}/mine.py:made"), 2, "HDiTConfig", "needs all patches", "take Denoising")
+
+
+def test_maskdit_weights_are_imported(cli, golden, golden_json, tmp_path):
+    torch.save({"ema": golden("maskdit/tiny_state_dict"), "model": {}}, tmp_path / "2075000.pt")
+    config = golden_json("maskdit/tiny_state_dict")["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    given = ("import", tmp_path / "2075000.pt", "m", "--system", "maskdit", "--config", tmp_path / "config.json")
+    code, out, _ = cli(*given)
+    assert code == 0 and out.endswith("parameters: m\n")
+    refused(cli("sample", "m", "-n", "1", "--out", "s", "--quiet"), 4, "autoencoder_kl.pth", "no such file")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_depth": 8}))
+    refused(cli(*given), 4, "another network: decoder_depth is 2 in it, 8 in config")
+    refused(cli("import", tmp_path / "2075000.pt", "m", "--system", "mask-dit"), 2, "did you mean 'maskdit'")
 
 
 def test_unknown_recipes_stages_devices_and_trackers_are_refused(cli):
