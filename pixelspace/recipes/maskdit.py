@@ -198,7 +198,7 @@ EMOJI = MaskDiTConfig(256, 8, 4, (32, 32), 4, channels=3, num_classes=8, decoder
 
 def emoji() -> Recipe:
     """All packaged emoji by group, in pixels at 32 px with half of the 64 patches shown, then tuned on all of them:
-    some twenty minutes on two CPU cores."""
+    ten to fifteen minutes on two CPU cores."""
     batch = 64
     masked = Stage(
         name="masked",
