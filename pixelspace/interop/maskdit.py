@@ -25,7 +25,7 @@ from pixelspace.sampling.generate import Sampling
 
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16}  # of DiT's sizes, by width
 _DECODER_HEADS = 16  # of the original, at every size
-_IGNORED = ("note", "model_type", "class_dropout_prob", "precond")
+_IGNORED = frozenset("note model_type class_dropout_prob precond sigma_min sigma_max use_fp16 self_cond".split())
 
 
 @dataclass(frozen=True, slots=True)
