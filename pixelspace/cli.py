@@ -407,6 +407,17 @@ def _foreseen(error: Exception) -> PixelspaceError | None:
     return None
 
 
+def _keep_traceback() -> str:
+    """Writes the traceback under way into a file and says where; where none can be written, onto the terminal."""
+    path = Path("pixelspace-error.log").resolve()
+    try:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        traceback.print_exc()
+        return f"above: {path}: {error.strerror}"
+    return f"in {path}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     # Threads that spin while they wait make a step 10 times slower as soon as something else runs on the machine; this
@@ -422,14 +433,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")
         return 0
-    except Exception as error:
+    except Exception as error:  # the only one: what reaches the terminal is a line and an exit code, whatever it was
         foreseen = _foreseen(error)
         if foreseen is not None:
             _say(f"error: {_line(foreseen)}")
             return foreseen.exit_code
-        path = Path("pixelspace-error.log").resolve()
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-        _say(f"error: {type(error).__name__}: {_line(error)} (a fault of pixelspace; the traceback is in {path})")
+        where = _keep_traceback()
+        _say(f"error: {type(error).__name__}: {_line(error)} (a fault of pixelspace; the traceback is {where})")
         return 70
     return 0
 

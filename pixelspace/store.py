@@ -521,6 +521,7 @@ def _read_state(path: Path, file: io.BufferedReader, stated: _File) -> dict[str,
 
 def _check_header(path: Path, found: bytes, wanted: bytes) -> None:
     if found != wanted:
+        # not strict: of a file that ends within its header, less was found than is wanted
         at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), len(found))
         near = slice(max(at - 40, 0), at + 20)
         raise CheckpointError(

@@ -289,7 +289,12 @@ def test_a_fault_of_ours_leaves_its_traceback_in_a_file(cli, monkeypatch, tmp_pa
     monkeypatch.setattr(module, "_recipe", lambda *given: 1 / 0)
     code, _, err = cli("show", DEBUG)
     assert code == 70 and "ZeroDivisionError" in err and "Traceback" not in err
-    assert "Traceback" in (tmp_path / "pixelspace-error.log").read_text()
+    log = tmp_path / "pixelspace-error.log"
+    assert "Traceback" in log.read_text()
+    log.unlink()
+    log.mkdir()  # so that no file can be written there
+    code, _, err = cli("show", DEBUG)
+    assert code == 70 and "Traceback" in err and f"the traceback is above: {log}: Is a directory" in err
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:

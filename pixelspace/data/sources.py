@@ -193,6 +193,8 @@ class HuggingFace(Source):
         found = (rows._fingerprint, len(rows), self.image_key, self.label_key, self.text_key)
         try:
             images = rows.cast_column(self.image_key, datasets.Image(decode=False))
+        # By the column's type datasets raises the first, pyarrow the others: its ArrowInvalid is a ValueError, its
+        # ArrowNotImplementedError a NotImplementedError.
         except (TypeError, ValueError, NotImplementedError) as error:
             what = rows.features[self.image_key]
             raise UserError(f"{self.path}: column {self.image_key!r} holds {what}, not images") from error

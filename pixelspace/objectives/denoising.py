@@ -92,6 +92,15 @@ def dropped(cond: Cond, drop: Tensor | None) -> Cond:
     return {**cond, "label": torch.where(drop, -1, cond["label"])}
 
 
+def outcome(backbone: Backbone, process: Process, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    """The noisy x, the network's output for it, and that output's error, each shaped as `batch.x`."""
+    x = process.corrupt(batch.x, draw.noise, draw.sigma)
+    inputs, c_noise = process.inputs(x, draw.sigma)
+    shown = {} if draw.keep is None else {"keep": draw.keep}
+    out = backbone(inputs, c_noise, dropped(batch.cond, draw.drop), **shown).to(x.dtype)
+    return x, out, out - process.target(batch.x, x, draw.sigma)
+
+
 @value
 class Denoising(Objective):
     """Weighted squared error of the network's output (Karras et al. 2022, Eq. 8; Crowson et al. 2024, section 4.4).
@@ -119,10 +128,7 @@ class Denoising(Objective):
         return draw_dice(batch, size, rng, self.levels, self.drop_rate)
 
     def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
-        x = self.process.corrupt(batch.x, draw.noise, draw.sigma)
-        inputs, c_noise = self.process.inputs(x, draw.sigma)
-        out = backbone(inputs, c_noise, dropped(batch.cond, draw.drop)).to(x.dtype)
-        error = out - self.process.target(batch.x, x, draw.sigma)
+        x, _, error = outcome(backbone, self.process, batch, draw)
         sigma = expand(draw.sigma, x)
         weight = self.weighting(sigma, self.process.precond(sigma))
         if self.scales == 1:

@@ -14,7 +14,7 @@ from pixelspace.errors import UserError
 from pixelspace.noise.levels import Levels
 from pixelspace.noise.process import Process, expand
 from pixelspace.noise.weighting import Unit, Weighting
-from pixelspace.objectives.denoising import Backbone, Objective, check_drop_rate, draw_dice, dropped
+from pixelspace.objectives.denoising import Backbone, Objective, check_drop_rate, draw_dice, outcome
 from pixelspace.random import Rng
 from pixelspace.types import BackboneConfig, Batch, Draw
 
@@ -120,16 +120,12 @@ class Masked(Objective):
         return draw_dice(batch, size, rng, self.levels, self.drop_rate, keep)
 
     def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
-        x = self.process.corrupt(batch.x, draw.noise, draw.sigma)
-        inputs, c_noise = self.process.inputs(x, draw.sigma)
-        cond, sigma = dropped(batch.cond, draw.drop), expand(draw.sigma, x)
-        weight = self.weighting(sigma, self.process.precond(sigma))
-        shown = {} if draw.keep is None else {"keep": draw.keep}
-        out = backbone(inputs, c_noise, cond, **shown).to(x.dtype)
-        error = weight * (out - self.process.target(batch.x, x, draw.sigma)).square()
+        x, out, error = outcome(backbone, self.process, batch, draw)
+        sigma = expand(draw.sigma, x)
+        square = self.weighting(sigma, self.process.precond(sigma)) * error.square()
         if draw.keep is None:
-            return error.flatten(1).mean(1)
-        loss = patches(error, self.patch).mean(-1).gather(1, draw.keep).mean(1)
+            return square.flatten(1).mean(1)
+        loss = patches(square, self.patch).mean(-1).gather(1, draw.keep).mean(1)
         if self.mae:
             denoised = self.process.denoised(out, x, draw.sigma)
             distance = reconstruction(denoised, x if self.target == "noisy" else batch.x, self.patch)

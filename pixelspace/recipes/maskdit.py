@@ -155,42 +155,36 @@ def own_latents256() -> Recipe:
     return _own("maskdit-latents256", stage, 128)
 
 
-def _toy(objective: Objective, patch: int) -> Objective:
-    if not isinstance(objective, Masked):
-        return objective
-    mask = replace(objective.mask, multiple=max(1, objective.mask.multiple // 16))
-    return replace(objective, patch=(patch, patch), mask=mask)
-
-
-def _debug(recipe: Recipe, side: int, patch: int) -> Recipe:
+def _debug(recipe: Recipe, side: int, patch: int, objectives: tuple[Objective, ...]) -> Recipe:
     backbone = MaskDiTConfig(32, 2, 4, (side, side), patch, channels=3, num_classes=8, decoder=Decoder(16, 1, 2))
     stages = (
         shrunk(
             stage,
             backbone=backbone,
-            objective=_toy(stage.objective, patch),
+            objective=objective,
             data=replace(stage.data, source=Emoji()),
             side=side,
             batch=stage.batch // 128,
         )
-        for stage in recipe.stages
+        for stage, objective in zip(recipe.stages, objectives, strict=True)
     )
     return Recipe(f"{recipe.name}-debug", tuple(stages))
 
 
 def imagenet256_debug() -> Recipe:
     """imagenet256's two stages at toy size, in pixels of the packaged emoji: seconds on a CPU."""
-    return _debug(imagenet256(), 16, 2)
+    return _debug(imagenet256(), 16, 2, (_MASKED, _WHOLE))
 
 
 def imagenet256_cosine_debug() -> Recipe:
     """imagenet256-cosine's two stages at toy size, in pixels of the packaged emoji."""
-    return _debug(imagenet256_cosine(), 16, 2)
+    falling = replace(_MASKED, mask=MaskRatio(0.5, "cosine", power=4, multiple=2))
+    return _debug(imagenet256_cosine(), 16, 2, (_MASKED, falling))
 
 
 def imagenet512_debug() -> Recipe:
     """imagenet512's two stages at toy size, in pixels of the packaged emoji."""
-    return _debug(imagenet512(), 32, 4)
+    return _debug(imagenet512(), 32, 4, (replace(_MASKED, patch=(4, 4)), _WHOLE))
 
 
 EMOJI = MaskDiTConfig(256, 8, 4, (32, 32), 4, channels=3, num_classes=8, decoder=Decoder(112, 2, 4))
