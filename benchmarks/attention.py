@@ -17,18 +17,10 @@ import subprocess
 import sys
 import time
 
+from measure import RETURNS_MEMORY, SPINS_LITTLE, peak_bytes
+
 KERNEL, HEADS, HEAD_DIM, LARGEST_DENSE = 7, 2, 64, 64
 BACKENDS = ("reference", "halo", "flex", "natten")
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory this process has held so far."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def cell(backend: str, grid: int, batch: int, dtype: str, device: str) -> dict:
@@ -73,9 +65,7 @@ def measured(backend: str, grid: int, given: argparse.Namespace) -> dict | str:
     """`cell` in a process of its own, or why it could not be."""
     command = [sys.executable, __file__, "--cell", backend, "--grids", str(grid), "--dtype", given.dtype]
     command += ["--device", given.device, "--batch", str(given.batch)]
-    # Otherwise freed memory stays with the process and hides later peaks.
-    quiet = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **quiet})
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SPINS_LITTLE, **RETURNS_MEMORY})
     return json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr.strip().splitlines()[-1]
 
 

@@ -4,8 +4,8 @@
 
 Width 256, depth 8, 4 heads, 32 x 32 pixels in patches of 2: 256 tokens. Decoders: one with XL's share of the
 encoder, the original's 512 x 8, and none. Repeats go round the ratios in turn, so that a busy moment of the machine
-hits all of them. Memory is that of a process of its own for each cell, above what it held before. Prints a Markdown
-table: median (fastest to slowest) milliseconds, and how many times as fast as mask 0 of the same decoder.
+hits all of them. Memory is that of a process of its own for each cell, above what it held at its start. Prints a
+Markdown table: median (fastest to slowest) milliseconds, and how many times as fast as mask 0 of the same decoder.
 """
 
 import argparse
@@ -18,18 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from measure import RETURNS_MEMORY, SPINS_LITTLE, forget_peak, peak_bytes
+
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 DECODERS = {"112x2": (112, 2, 4), "512x8": (512, 8, 16), "none": None}
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory this process has held so far."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def actions(decoder: str, ratio: float, given: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -102,9 +94,7 @@ def child(decoder: str, what: str, given: argparse.Namespace) -> list:
     """One of this program's own processes: `time`, or `memory` of one ratio."""
     command = [sys.executable, __file__, "--decoder", decoder, "--what", what, "--device", given.device]
     command += ["--batch", str(given.batch), "--repeats", str(given.repeats), "--precision", given.precision]
-    # Otherwise freed memory stays with the process and hides later peaks.
-    quiet = {"GOMP_SPINCOUNT": "1000", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    env = {**os.environ, **(quiet if what != "time" else {"GOMP_SPINCOUNT": "1000"})}
+    env = {**os.environ, **SPINS_LITTLE, **({} if what == "time" else RETURNS_MEMORY)}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
 
 
@@ -124,6 +114,7 @@ def measured_times(decoder: str, given: argparse.Namespace) -> list:
 def measured_memory(decoder: str, ratio: float, given: argparse.Namespace) -> list:
     """Peak bytes of forward and backward, and of the whole step, above the weights and their optimiser's state."""
     cell = actions(decoder, ratio, given)
+    forget_peak(given.device)
     before, found = peak_bytes(given.device), []
     for action in cell.values():
         action()

@@ -1,0 +1,26 @@
+"""What the benchmarks measure memory with."""
+
+# For the environment of a process whose peak is measured: otherwise freed memory stays with it and hides later peaks.
+RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+SPINS_LITTLE = {"GOMP_SPINCOUNT": "1000"}  # as the command line has it
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory this process has held so far."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def forget_peak(device: str) -> None:
+    """Lets `peak_bytes` start again from what the process holds now."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with open("/proc/self/clear_refs", "w") as control:
+        control.write("5")
