@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, peak_bytes
+from measure import RETURNS_MEMORY, SPINS_LITTLE, forget_peak, peak_bytes
 
 KERNEL, HEADS, HEAD_DIM, LARGEST_DENSE = 7, 2, 64, 64
 BACKENDS = ("reference", "halo", "flex", "natten")
@@ -54,6 +54,7 @@ def cell(backend: str, grid: int, batch: int, dtype: str, device: str) -> dict:
 
     both(random(8))  # loads what must be loaded
     inputs = random(grid)
+    forget_peak(device)
     before = peak_bytes(device)
     _, _, forward_peak, backward_peak = both(inputs)  # builds masks, compiles
     forward, backward, _, _ = both(inputs)
