@@ -14,7 +14,7 @@ from torch import Tensor
 from pixelspace.backbones.hdit import Attention, Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.config import nearest, parse_json, read_json
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.interop.files import read_pickle, read_safetensors
+from pixelspace.foreign import read_pickle, read_safetensors
 from pixelspace.noise.levels import (
     Cosine,
     CosineInterpolated,

@@ -20,7 +20,7 @@ from torch import Tensor
 from pixelspace.config import parse_json, value
 from pixelspace.data.codec import Codec
 from pixelspace.errors import CheckpointError, ResourceError, UserError
-from pixelspace.interop.files import read_pickle, read_safetensors
+from pixelspace.foreign import read_pickle, read_safetensors
 from pixelspace.nn.weights import load_weights
 from pixelspace.random import Rng
 

@@ -17,7 +17,7 @@ from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec, Pixels
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.interop.files import Arguments, read_pickle, read_safetensors
+from pixelspace.foreign import Arguments, read_pickle, read_safetensors
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, Process

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixelspace.errors import CheckpointError
-from pixelspace.interop.files import Arguments, read_pickle, read_safetensors
+from pixelspace.foreign import Arguments, read_pickle, read_safetensors
 
 
 class Malice:

@@ -1,0 +1,62 @@
+"""What networks see in images: uint8 pixels in, rows of features out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixelspace.evaluation.weights import Weights
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network with its weights in place.
+
+    `compute` takes uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), on the CPU and gives float32 rows (B, D) on the
+    CPU by the names of the extractor's outputs; `embed_text` gives rows for captions, where the network reads them.
+    `sha256` is that of the weights.
+    """
+
+    sha256: str
+    compute: Callable[[Tensor], Mapping[str, Tensor]]
+    embed_text: Callable[[Sequence[str]], Tensor] | None = None
+
+
+class Extractor(ABC):
+    """A network's view of images as a value: which network, and how its input is made of pixels."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What a report calls it, with all that changes its numbers: `Inception-2015-12-05, resize tf1`."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Mapping[str, int]:
+        """The names of its outputs, unique among all extractors, and their widths: `inception.pool` 2048."""
+
+    @abstractmethod
+    def open(self, weights: Weights, device: torch.device) -> Opened:
+        """The network on `device`.
+
+        Raises:
+            ResourceError: its weights or its package are absent.
+            CheckpointError: its weights are damaged or of something else.
+        """
+
+
+def extract(opened: Opened, images: Tensor, batch: int = BATCH) -> dict[str, Tensor]:
+    """Features of images (n, ...) by output. Every pass has exactly `batch` rows, the last filled up with its own last
+    image, so that features do not depend on how many images come at once."""
+    parts: list[Mapping[str, Tensor]] = []
+    for start in range(0, len(images), batch):
+        rows = images[start : start + batch]
+        filled = torch.cat([rows, rows[-1:].expand(batch - len(rows), *rows.shape[1:])])
+        with torch.inference_mode():
+            found = opened.compute(filled)
+        parts.append({name: output[: len(rows)].clone() for name, output in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

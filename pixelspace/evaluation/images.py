@@ -1,0 +1,29 @@
+"""Images to be judged: all of one size, by number, from wherever they are."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Images(ABC):
+    """Images, or clips, of one `shape`: (3, H, W) or (3, T, H, W). `fingerprint` changes when any of them does; `source`
+    names them in reports."""
+
+    source: str
+    fingerprint: str
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What one is called in messages and files."""
+
+    @abstractmethod
+    def read(self, numbers: range) -> Tensor:
+        """uint8 (n, *shape) on the CPU.
+
+        Raises:
+            DataError: one that cannot be read, by name.
+        """
