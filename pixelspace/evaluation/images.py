@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Images(ABC):
-    """Images, or clips, of one `shape`: (3, H, W) or (3, T, H, W). `fingerprint` changes when any of them does; `source`
+    """Images, or clips, of one `shape`: (3, H, W) or (3, T, H, W). `fingerprint` changes when any does; `source`
     names them in reports."""
 
     source: str
