@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "pixelspace"
 FLOORS = (
     {"types", "errors"},
     {"config", "random", "dist"},
-    {"store", "foreign"},
+    {"store", "files", "foreign"},
     {"noise", "nn"},
     {"backbones", "objectives", "sampling", "growth", "data", "text"},
     {"training", "evaluation", "interop"},

@@ -9,18 +9,14 @@ label, name and caption, one behind the other up to `ends` (n,); and `crc32` (n,
 moments, and by its mirrored ones.
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -29,18 +25,17 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 from tqdm import tqdm
 
-from pixelspace.config import from_data, parse_json, to_data, value
+from pixelspace.config import parse_json, value
 from pixelspace.data.codec import Codec
-from pixelspace.data.decode import shown
 from pixelspace.data.sources import Dataset, Sample, Source
 from pixelspace.data.transforms import Cut
-from pixelspace.errors import DataError, NumericalError, ResourceError, UserError
+from pixelspace.errors import DataError, NumericalError, UserError
+from pixelspace.files import Seal, drop_abandoned, publish
 
 FORMAT = 1
 BEGUN, MANIFEST = "latents.begun.json", "latents.json"
 _MAX_HEADER = 1 << 16  # bytes; ours take a few hundred
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64, "U8": torch.uint8}
-T = TypeVar("T", "Encoding", "Manifest")
 _AGAIN = "run the same `pixelspace encode` again"
 
 
@@ -98,7 +93,7 @@ class Manifest:
             raise ValueError(f"Manifest: {len(self.shards)} shards, expected {self.encoding.shards}")
 
 
-_TYPES = {cls.__name__: cls for cls in (Encoding, Shard, Manifest)}
+_SEAL = Seal("latents", FORMAT, {cls.__name__: cls for cls in (Encoding, Shard, Manifest)}, _AGAIN)
 
 
 def shard_path(root: Path, shard: int) -> Path:
@@ -109,80 +104,6 @@ def shard_path(root: Path, shard: int) -> Path:
 def is_latents(folder: Path) -> bool:
     """Whether latents are, or are being, written into `folder`."""
     return any((folder / name).is_file() for name in (MANIFEST, BEGUN))
-
-
-def _sealed(body: Any) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    return {"kind": "pixelspace latents", "format": FORMAT, "sha256": digest, "body": body}
-
-
-def _read_sealed(path: Path, cls: type[T]) -> tuple[T, str]:
-    """The value in one of our JSON files, and its hash."""
-    try:
-        data = parse_json(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and isinstance(found := data.get("format"), int) and found > FORMAT:
-            raise DataError(f"{path}: format {found}; this pixelspace reads format {FORMAT}: install a newer one")
-        if data != _sealed(data["body"]):
-            raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; {_AGAIN}")
-        if not isinstance(found := from_data(data["body"], _TYPES), cls):
-            raise DataError(f"{path}: expected {cls.__name__}, found {type(found).__name__}; {_AGAIN}")
-        return found, data["sha256"]
-    except DataError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as a description of latents: {error}") from error
-
-
-def _drop_abandoned(path: Path) -> None:
-    """Deletes what writers of `path` that were killed have left; one that lives holds a lock."""
-    for draft in path.parent.glob(f".{path.name}.*.part"):
-        with suppress(OSError), draft.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.unlink()
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, and onto the disk."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        try:
-            with draft.open("xb") as file:
-                with suppress(OSError):  # where a file system has no locks, nothing is swept either
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                draft.rename(path)
-        finally:
-            draft.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"{path}: cannot be written ({len(data):,} bytes): {error.strerror}; what stands is kept: then {_AGAIN}"
-        ) from error
-
-
-def _begin(out: Path, encoding: Encoding) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in out.iterdir() if path.suffix != ".part"}
-    except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror}; give another folder") from error
-    if BEGUN not in there:
-        if there:
-            raise UserError(f"{out}: holds something else ({shown(min(there))}); give a new or empty folder")
-        _publish(out / BEGUN, json.dumps(_sealed(to_data(encoding))).encode())
-    begun, _ = _read_sealed(out / BEGUN, Encoding)  # another rank's, it may be
-    if begun != encoding:
-        before, now = to_data(begun), to_data(encoding)
-        changed = [f"{key}: {before[key]!r:.100} -> {now[key]!r:.100}" for key in now if before.get(key) != now[key]]
-        raise UserError(
-            f"{out}: was begun with other settings: {'; '.join(changed)}; set them back or give another folder"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +254,10 @@ class Latents(Source):
         if not (root / MANIFEST).is_file():
             if not (root / BEGUN).is_file():
                 raise DataError(f"{root}: holds no latents: {MANIFEST} is missing; `pixelspace encode` writes them")
-            encoding, _ = _read_sealed(root / BEGUN, Encoding)
+            encoding, _ = _SEAL.read(root / BEGUN, Encoding)
             there = sum(shard_path(root, shard).exists() for shard in range(encoding.shards))
             raise DataError(f"{root}: {there} of {encoding.shards} shards are there and no {MANIFEST} yet; {_AGAIN}")
-        manifest, fingerprint = _read_sealed(root / MANIFEST, Manifest)
+        manifest, fingerprint = _SEAL.read(root / MANIFEST, Manifest)
         for shard, stated in enumerate(manifest.shards):
             path = shard_path(root, shard)
             if not path.is_file():
@@ -449,7 +370,7 @@ def encode_images(
         flip=flip,
         half=half,
     )
-    _begin(out, encoding)
+    _SEAL.begin(out, BEGUN, encoding)
     mine = range(rank, encoding.shards, world)
     to_do = [one for one in mine if not _whole(out, encoding, one)]
     ids = [range(at, min(at + batch, r.stop)) for r in map(encoding.ids, to_do) for at in range(r.start, r.stop, batch)]
@@ -471,10 +392,10 @@ def encode_images(
                 parts.append(stored)
                 rows += more
                 bar.update(len(more))
-            _drop_abandoned(shard_path(out, one))
-            _publish(shard_path(out, one), _shard_bytes(parts, rows, encoding))
+            drop_abandoned(shard_path(out, one))
+            publish(shard_path(out, one), _shard_bytes(parts, rows, encoding), _AGAIN)
     shards = tuple(found for one in range(encoding.shards) if (found := _whole(out, encoding, one)))
     if len(shards) < encoding.shards:
         return None
-    _publish(out / MANIFEST, json.dumps(_sealed(to_data(Manifest(encoding, shards)))).encode())
+    _SEAL.write(out / MANIFEST, Manifest(encoding, shards))
     return Latents(str(out)).open()

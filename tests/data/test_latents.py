@@ -189,7 +189,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(images, vae, tmp_path)
     pictures = Folder(str(images)).open()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"full: holds something else \(thesis.tex\); give a new or empty folder"):
+    with pytest.raises(UserError, match=r"full: holds something else \('thesis.tex'\); give a new or empty folder"):
         encode_images(pictures, tmp_path / "full", vae, **PLAN)
     with pytest.raises(ResourceError, match=r"thesis.tex: cannot be written"):
         encode_images(pictures, tmp_path / "full" / "thesis.tex", vae, **PLAN)
