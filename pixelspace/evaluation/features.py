@@ -39,6 +39,11 @@ class Extractor(ABC):
     def outputs(self) -> Mapping[str, int]:
         """The names of its outputs, unique among all extractors, and their widths: `inception.pool` 2048."""
 
+    @property
+    def text_output(self) -> str:
+        """The name of what it makes of captions; "" where it reads none."""
+        return ""
+
     @abstractmethod
     def open(self, weights: Weights, device: torch.device) -> Opened:
         """The network on `device`.

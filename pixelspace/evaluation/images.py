@@ -7,8 +7,9 @@ from torch import Tensor
 
 class Images(ABC):
     """Images, or clips, of one `shape`: (3, H, W) or (3, T, H, W). `fingerprint` changes when any does; `source`
-    names them in reports."""
+    names them in reports, and `chunk` are read at a time."""
 
+    chunk: int = 64
     source: str
     fingerprint: str
     shape: tuple[int, ...]

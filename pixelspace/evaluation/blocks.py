@@ -1,0 +1,193 @@
+"""Features of many images on disk, in blocks that each stand whole or not at all.
+
+A block holds the features of 256 images in order, so that what is computed of them depends neither on how many
+processes shared the work nor on where it was once stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from tqdm import tqdm
+
+from pixelspace.config import value
+from pixelspace.data.grid import grid_image, save_image
+from pixelspace.errors import DataError
+from pixelspace.evaluation.features import Extractor, Opened, extract
+from pixelspace.evaluation.images import Images
+from pixelspace.evaluation.stats import Moments, moments
+from pixelspace.files import Seal, drop_abandoned, publish
+
+BLOCK = 256
+BEGUN = "features.begun.json"
+_AGAIN = "run the same command again"
+
+Network = tuple[Extractor, Opened]
+
+
+@value
+class Features:
+    """What a folder of features holds: of which images, seen by which networks (name and SHA-256 of the weights)."""
+
+    source: str
+    fingerprint: str
+    count: int
+    networks: tuple[tuple[str, str], ...]
+    captions: str = ""
+    kept: bool = False
+
+    @property
+    def blocks(self) -> list[range]:
+        """The numbers of the images of each block."""
+        return [range(start, min(start + BLOCK, self.count)) for start in range(0, self.count, BLOCK)]
+
+
+_SEAL = Seal("features", 1, {"Features": Features}, _AGAIN)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The features of all images of a folder, in their order."""
+
+    folder: Path
+    described: Features
+
+    def __len__(self) -> int:
+        return self.described.count
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"block-{block:05d}.safetensors"
+
+    def read(self, block: int) -> dict[str, Tensor]:
+        """A block's tensors.
+
+        Raises:
+            DataError: absent or damaged.
+        """
+        path = self._path(block)
+        try:
+            data = path.read_bytes()
+            tensors = load(data)
+            stated = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
+        except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path}: cannot be read as features: {error}; {_AGAIN}") from error
+        if stated != _digest(tensors):
+            raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; delete it and {_AGAIN}")
+        return tensors
+
+    def stands(self, block: int) -> bool:
+        """Whether a block is whole."""
+        if not self._path(block).exists():
+            return False
+        try:
+            self.read(block)
+        except DataError:
+            return False
+        return True
+
+    def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Publishes a block."""
+        drop_abandoned(self._path(block))
+        publish(self._path(block), save(dict(tensors), {"sha256": _digest(tensors)}), _AGAIN)
+
+    def parts(self, output: str) -> Iterable[Tensor]:
+        """The rows of one output, block by block."""
+        return (self.read(block)[output] for block in range(len(self.described.blocks)))
+
+    def rows(self, output: str) -> Tensor:
+        """All rows of one output, float32 (count, D)."""
+        return torch.cat(list(self.parts(output)))
+
+    def moments(self, output: str) -> Moments:
+        """Mean and covariance of one output."""
+        return moments(self.parts(output))
+
+    @cached_property
+    def repeated(self) -> int:
+        """How many images have exactly the pixels of one before them."""
+        seen = torch.cat(list(self.parts("pixels.sha256")))
+        return len(seen) - len(torch.unique(seen, dim=0))
+
+
+def _pixel_hashes(images: Tensor) -> Tensor:
+    digests = [hashlib.sha256(image.contiguous().numpy().data).digest()[:16] for image in images]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64).reshape(-1, 2)
+
+
+def _block(
+    images: Images, numbers: range, networks: Sequence[Network], captions: Sequence[str] | None, kept: Path | None
+) -> dict[str, Tensor]:
+    parts: list[dict[str, Tensor]] = []
+    for start in range(numbers.start, numbers.stop, images.chunk):
+        some = range(start, min(start + images.chunk, numbers.stop))
+        pixels = images.read(some)
+        found = {"pixels.sha256": _pixel_hashes(pixels)}
+        for extractor, opened in networks:
+            found |= extract(opened, pixels)
+            if captions is not None and opened.embed_text is not None:
+                found[extractor.text_output] = opened.embed_text(captions[some.start : some.stop])
+        for name, rows in found.items():
+            if not (finite := rows.isfinite().all(1)).all():
+                bad = some[int((~finite).nonzero()[0])]
+                raise DataError(f"{images.source}: {images.name(bad)}: its {name} is not finite")
+        if kept is not None:
+            for number, image in zip(some, pixels, strict=True):
+                save_image(grid_image(image[None], 1, gap=0), kept / f"{number:06d}.png")
+        parts.append(found)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def compute(
+    images: Images,
+    networks: Sequence[Network],
+    folder: Path,
+    *,
+    captions: Sequence[str] | None = None,
+    keep: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = False,
+) -> Rows | None:
+    """Fills `folder` with the features of `images` by `networks`; what stands there already is left.
+
+    With `keep` the images are written too, as `images/000000.png` and on. Of `world` processes that share the work each
+    has its `rank`; None is returned while blocks of others are missing.
+
+    Raises:
+        UserError: the folder holds other features.
+        DataError: an image that cannot be read, or features that are not finite.
+        ResourceError: the disk is full or refuses.
+    """
+    said = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest() if captions is not None else ""
+    seen_by = tuple(sorted((extractor.name, opened.sha256) for extractor, opened in networks))
+    described = Features(images.source, images.fingerprint, len(images), seen_by, said, keep)
+    _SEAL.begin(folder, BEGUN, described)
+    rows = Rows(folder, described)
+    mine = range(rank, len(described.blocks), world)
+    to_do = [block for block in mine if not rows.stands(block)]
+    total, left = (sum(len(described.blocks[block]) for block in some) for some in (mine, to_do))
+    bar = tqdm(total=total, initial=total - left, unit="img", desc=images.source) if progress else nullcontext()
+    with bar:
+        for block in to_do:
+            numbers = described.blocks[block]
+            kept = folder / "images" if keep else None
+            rows.write(block, _block(images, numbers, networks, captions, kept))
+            if progress:
+                bar.update(len(numbers))
+    return rows if all(rows.stands(block) for block in range(len(described.blocks))) else None
