@@ -158,11 +158,14 @@ class Model:
         progress: bool = True,
         batch: int = 16,
         exact: bool = False,
+        first: int = 0,
+        truncate: bool | None = None,
     ) -> Tensor:
         """torch.uint8 (n, H, W, C) on the CPU. None means as the recipe says; no label means no class.
 
         `size` is a side or (height, width); `label` a class number or name, one for all or one an image, or float rows
-        (n, classes). Image i of a seed does not depend on n or on `batch` beyond rounding, and with `exact` not at all.
+        (n, classes). Images `first` to first + n - 1 of the seed are drawn; none depends on n or on `batch` beyond
+        rounding, and with `exact` not at all. `truncate` cuts pixels off to 8 bits or rounds them; see `Codec.decode`.
 
         Raises:
             UserError: an argument that the model has no use for.
@@ -171,6 +174,8 @@ class Model:
             raise UserError(f"n must be from 1 to {MAX_IMAGES:,}, found {n!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UserError(f"seed must be from 0 to 2^64 - 1, found {seed!r}")
+        if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < 2**62:
+            raise UserError(f"first must be from 0 on, found {first!r}")
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise UserError(f"batch must be a positive number, found {batch!r}")
         config = self.config
@@ -180,7 +185,7 @@ class Model:
         config.backbone.check_size(*latent_size)
         plan = self._plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)
-        numbers = torch.arange(n, device=self.device)
+        numbers = torch.arange(first, first + n, device=self.device)
         null = torch.zeros_like(labels) if labels.is_floating_point() else torch.full_like(labels, -1)
         total = -(-n // batch) * plan.steps
         with tqdm(total=total, desc="sampling", unit="step", disable=not progress, leave=False) as bar:
@@ -201,7 +206,7 @@ class Model:
                 exact=exact,
                 callback=show,
             )
-            images = [config.codec.decode(x0).cpu() for x0 in batches]
+            images = [config.codec.decode(x0, truncate).cpu() for x0 in batches]
         return torch.cat(images).permute(0, 2, 3, 1).contiguous()
 
     def save(self, folder: Path | str) -> Path:

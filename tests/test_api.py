@@ -49,6 +49,7 @@ def test_samples_are_bytes_on_the_cpu(model):
 def test_an_image_depends_on_its_seed_and_number_alone(model):
     images = draw(model, 5, label="dog", exact=True, batch=4)
     assert torch.equal(images[:2], draw(model, 2, label="dog", exact=True, batch=4))
+    assert torch.equal(images[2:4], draw(model, 2, first=2, label="dog", exact=True, batch=4))
     for batch in (1, 2, 5):
         near = draw(model, 5, label="dog", batch=batch)
         assert (near.int() - images.int()).abs().max() <= 1
@@ -99,6 +100,7 @@ def test_other_sizes_are_drawn(model):
         ({"guidance": float("nan")}, "guidance must be"),
         ({"seed": -1}, "seed must be"),
         ({"batch": 0}, "batch must be"),
+        ({"first": -1}, "first must be"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(model, given, message):

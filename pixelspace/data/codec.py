@@ -11,6 +11,13 @@ from pixelspace.errors import UserError
 from pixelspace.random import Rng
 
 
+def to_uint8(x: Tensor, truncate: bool = False) -> Tensor:
+    """Pixels in [-1, 1] as 0..255, what is beyond clipped: rounded, as EDM's and StyleGAN's code does, or cut off, as
+    ADM's does, which makes images darker by half a level."""
+    levels = (x.float() + 1) * 127.5
+    return (levels if truncate else levels.round()).clamp(0, 255).to(torch.uint8)
+
+
 class Codec(ABC):
     """uint8 images (B, 3, H, W) to model space (B, channels, H / factor, W / factor) and back.
 
@@ -19,6 +26,7 @@ class Codec(ABC):
 
     channels: int
     factor: int
+    truncates: ClassVar[bool] = False
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in model space of images of `size`.
@@ -48,8 +56,12 @@ class Codec(ABC):
         """float32 model space of samples at global positions `pos` (B,): what is drawn is a function of them."""
 
     @abstractmethod
-    def decode(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), values out of range clipped."""
+    def pixels(self, x: Tensor) -> Tensor:
+        """float32 (B, 3, H, W) in [-1, 1] and somewhat beyond."""
+
+    def decode(self, x: Tensor, truncate: bool | None = None) -> Tensor:
+        """uint8 (B, 3, H, W), see `to_uint8`; None: as the system that the codec is of has it."""
+        return to_uint8(self.pixels(x), self.truncates if truncate is None else truncate)
 
 
 @value
@@ -68,5 +80,5 @@ class Pixels(Codec):
     def encode(self, stored: Tensor, rng: Rng, pos: Tensor) -> Tensor:
         return stored.float() / 127.5 - 1
 
-    def decode(self, x: Tensor) -> Tensor:
-        return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    def pixels(self, x: Tensor) -> Tensor:
+        return x.float()

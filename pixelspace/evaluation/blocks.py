@@ -7,7 +7,6 @@ processes shared the work nor on where it was once stopped.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from pixelspace.files import Seal, drop_abandoned, publish
 
 BLOCK = 256
 BEGUN = "features.begun.json"
+PIXELS = "pixels.sha256"  # the first half of each image's hash, so that copies are found
 _AGAIN = "run the same command again"
 
 Network = tuple[Extractor, Opened]
@@ -101,27 +101,32 @@ class Rows:
             return False
         return True
 
+    @property
+    def complete(self) -> bool:
+        """Whether all blocks are whole."""
+        return all(self.stands(block) for block in range(len(self.described.blocks)))
+
     def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
         """Publishes a block."""
         drop_abandoned(self._path(block))
         publish(self._path(block), save(dict(tensors), {"sha256": _digest(tensors)}), _AGAIN)
 
-    def parts(self, output: str) -> Iterable[Tensor]:
-        """The rows of one output, block by block."""
-        return (self.read(block)[output] for block in range(len(self.described.blocks)))
+    def parts(self, key: str) -> Iterable[Tensor]:
+        """The rows of `Extractor.key`, block by block."""
+        return (self.read(block)[key] for block in range(len(self.described.blocks)))
 
-    def rows(self, output: str) -> Tensor:
-        """All rows of one output, float32 (count, D)."""
-        return torch.cat(list(self.parts(output)))
+    def rows(self, key: str) -> Tensor:
+        """All rows of `Extractor.key`, float32 (count, D)."""
+        return torch.cat(list(self.parts(key)))
 
-    def moments(self, output: str) -> Moments:
-        """Mean and covariance of one output."""
-        return moments(self.parts(output))
+    def moments(self, key: str) -> Moments:
+        """Mean and covariance of the rows of `Extractor.key`."""
+        return moments(self.parts(key))
 
     @cached_property
     def repeated(self) -> int:
         """How many images have exactly the pixels of one before them."""
-        seen = torch.cat(list(self.parts("pixels.sha256")))
+        seen = torch.cat(list(self.parts(PIXELS)))
         return len(seen) - len(torch.unique(seen, dim=0))
 
 
@@ -137,11 +142,11 @@ def _block(
     for start in range(numbers.start, numbers.stop, images.chunk):
         some = range(start, min(start + images.chunk, numbers.stop))
         pixels = images.read(some)
-        found = {"pixels.sha256": _pixel_hashes(pixels)}
+        found = {PIXELS: _pixel_hashes(pixels)}
         for extractor, opened in networks:
-            found |= extract(opened, pixels)
+            found |= {extractor.key(name): rows for name, rows in extract(opened, pixels).items()}
             if captions is not None and opened.embed_text is not None:
-                found[extractor.text_output] = opened.embed_text(captions[some.start : some.stop])
+                found[extractor.key(extractor.text_output)] = opened.embed_text(captions[some.start : some.stop])
         for name, rows in found.items():
             if not (finite := rows.isfinite().all(1)).all():
                 bad = some[int((~finite).nonzero()[0])]
@@ -163,11 +168,11 @@ def compute(
     rank: int = 0,
     world: int = 1,
     progress: bool = False,
-) -> Rows | None:
+) -> Rows:
     """Fills `folder` with the features of `images` by `networks`; what stands there already is left.
 
     With `keep` the images are written too, as `images/000000.png` and on. Of `world` processes that share the work each
-    has its `rank`; None is returned while blocks of others are missing.
+    has its `rank`, and leaves the blocks of the others alone.
 
     Raises:
         UserError: the folder holds other features.
@@ -182,12 +187,10 @@ def compute(
     mine = range(rank, len(described.blocks), world)
     to_do = [block for block in mine if not rows.stands(block)]
     total, left = (sum(len(described.blocks[block]) for block in some) for some in (mine, to_do))
-    bar = tqdm(total=total, initial=total - left, unit="img", desc=images.source) if progress else nullcontext()
-    with bar:
+    with tqdm(total=total, initial=total - left, unit="img", desc=images.source, disable=not progress) as bar:
         for block in to_do:
             numbers = described.blocks[block]
             kept = folder / "images" if keep else None
             rows.write(block, _block(images, numbers, networks, captions, kept))
-            if progress:
-                bar.update(len(numbers))
-    return rows if all(rows.stands(block) for block in range(len(described.blocks))) else None
+            bar.update(len(numbers))
+    return rows

@@ -37,7 +37,11 @@ class Extractor(ABC):
     @property
     @abstractmethod
     def outputs(self) -> Mapping[str, int]:
-        """The names of its outputs, unique among all extractors, and their widths: `inception.pool` 2048."""
+        """The names of its outputs and their widths: `inception.pool` 2048."""
+
+    def key(self, output: str) -> str:
+        """What one of its outputs is called among those of other extractors."""
+        return f"{self.name}/{output}"
 
     @property
     def text_output(self) -> str:

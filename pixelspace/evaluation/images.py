@@ -7,9 +7,10 @@ from torch import Tensor
 
 class Images(ABC):
     """Images, or clips, of one `shape`: (3, H, W) or (3, T, H, W). `fingerprint` changes when any does; `source`
-    names them in reports, and `chunk` are read at a time."""
+    names them in reports, `notes` say what a reader of numbers should know of them, and `chunk` are read at a time."""
 
     chunk: int = 64
+    notes: tuple[str, ...] = ()
     source: str
     fingerprint: str
     shape: tuple[int, ...]

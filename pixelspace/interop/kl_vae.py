@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -201,6 +201,7 @@ class KLVAE(Codec):
     `scale`. The network computes in float32, whatever the autocast round it (on CUDA with TF32 where that is on).
     """
 
+    truncates: ClassVar[bool] = True  # as MaskDiT's sampler does
     vae: str = "autoencoder_kl.pth"
     channels: int = 4
     factor: int = 8
@@ -238,15 +239,12 @@ class KLVAE(Codec):
         return sampled(stored, noise, self.scale)
 
     @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W): (y + 1) 127.5 clamped and, as MaskDiT does, cut off rather than rounded.
-
-        Images are decoded one by one, so that none depends on those beside it.
-        """
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images are decoded one by one, so that none depends on those beside it."""
         network = self._network(x.device)
         with torch.autocast(x.device.type, enabled=False):
             images = [network.decode(z.float() / self.scale).sample for z in x.split(1)]
-        return ((torch.cat(images) + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+        return torch.cat(images)
 
 
 def open_vae(path: Path) -> KLVAE:
