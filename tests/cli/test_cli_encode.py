@@ -13,11 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import test_cli
+from tests.cli.conftest import DEBUG, WEIGHTS, refused
 
 pytest.importorskip("diffusers")
-cli, pictures, refused = test_cli.cli, test_cli.pictures, test_cli.refused
-DEBUG = test_cli.DEBUG
 CODEC = {"type": "KLVAE", "vae": "vae.pth", "channels": 4, "factor": 2, "scale": 0.18215}
 ON_LATENTS = (
     *("--set", f"stages.0.codec={json.dumps(CODEC)}", "stages.0.backbone.channels=4", "stages.0.backbone.patch=[2,2]"),
@@ -143,4 +141,4 @@ def test_what_cannot_be_encoded_is_refused_in_one_line(cli, pictures, vae, tmp_p
 
 
 def test_a_model_of_pixels_takes_no_vae(cli):
-    refused(cli("sample", test_cli.WEIGHTS, "--vae", "x.pth", "--out", "o"), 2, "draws pixels without a VAE")
+    refused(cli("sample", WEIGHTS, "--vae", "x.pth", "--out", "o"), 2, "draws pixels without a VAE")

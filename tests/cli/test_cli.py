@@ -15,56 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelspace.cli import main
-from tests.conftest import GOLDENS
-
-WEIGHTS = GOLDENS / "hdit/nbhd_class_2lvl.weights.safetensors"
-DEBUG = "hdit-imagenet128-debug"
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder and returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        try:
-            code = main([str(one) for one in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    assert main(["train", DEBUG, "--out", str(folder), "--quiet"]) == 0
-    return folder
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir(parents=True)
-        for i in range(8):
-            Image.fromarray(rng.integers(0, 255, (24, 40, 3), np.uint8)).save(folder / name / f"{i}.png")
-    return folder
-
-
-def refused(result, code, *words):
-    """One line on the terminal, the right exit code, no traceback."""
-    found, _, err = result
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert found == code, err
-    assert len(lines) == 1 and "Traceback" not in err
-    for word in words:
-        assert word in lines[0], lines[0]
+from tests.cli.conftest import DEBUG, WEIGHTS, refused
 
 
 def test_recipes_are_listed_one_a_line(cli):
@@ -284,9 +235,9 @@ def test_a_run_belongs_to_one_process_at_a_time(cli, tmp_path):
 
 
 def test_a_fault_of_ours_leaves_its_traceback_in_a_file(cli, monkeypatch, tmp_path):
-    from pixelspace import cli as module
+    from pixelspace.cli import models
 
-    monkeypatch.setattr(module, "_recipe", lambda *given: 1 / 0)
+    monkeypatch.setattr(models, "recipe_of", lambda *given: 1 / 0)
     code, _, err = cli("show", DEBUG)
     assert code == 70 and "ZeroDivisionError" in err and "Traceback" not in err
     log = tmp_path / "pixelspace-error.log"

@@ -1,0 +1,95 @@
+"""The command line: train, sample, show, import, prepare, encode, recipes, demo.
+
+Exit codes: 0 done, 2 a command or setting that cannot be meant, 3 data, 4 checkpoint, 5 not finite, 6 disk, memory or
+a missing package, 70 a fault of ours, 75 stopped on request with a checkpoint, 130 interrupted.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import tyro
+
+from pixelspace.cli.data import encode, prepare
+from pixelspace.cli.models import demo, import_, recipes, sample, show, train
+from pixelspace.errors import PixelspaceError, ResourceError, UserError
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+COMMANDS = {
+    "train": train,
+    "sample": sample,
+    "show": show,
+    "import": import_,
+    "prepare": prepare,
+    "encode": encode,
+    "recipes": recipes,
+    "demo": demo,
+}
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _foreseen(error: Exception) -> PixelspaceError | None:
+    """A fault of libraries below us that users can do something about, as one of ours."""
+    if isinstance(error, PixelspaceError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return ResourceError(f"{error.filename or 'the disk'}: {error.strerror}")
+    kind = type(error).__name__
+    if kind in ("OutOfMemoryError", "MemoryError") or "not enough memory" in str(error):
+        return ResourceError(f"out of memory: {_line(error)}; lower stages.0.micro or the batch")
+    if kind == "ValidationError" and hasattr(error, "errors"):
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        return UserError(str(first.get("ctx", {}).get("error", first["msg"])))
+    return None
+
+
+def _keep_traceback() -> str:
+    """Writes the traceback under way into a file and says where; where none can be written, onto the terminal."""
+    path = Path("pixelspace-error.log").resolve()
+    try:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as error:
+        traceback.print_exc()
+        return f"above: {path}: {error.strerror}"
+    return f"in {path}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    # Threads that spin while they wait make a step 10 times slower as soon as something else runs on the machine; this
+    # costs 10 % on a quiet one. It must be set before torch starts its threads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="pixelspace", description="Diffusion models that make images directly.", args=arguments
+        )
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
+        return 0
+    except Exception as error:  # the only one: what reaches the terminal is a line and an exit code, whatever it was
+        foreseen = _foreseen(error)
+        if foreseen is not None:
+            _say(f"error: {_line(foreseen)}")
+            return foreseen.exit_code
+        where = _keep_traceback()
+        _say(f"error: {type(error).__name__}: {_line(error)} (a fault of pixelspace; the traceback is {where})")
+        return 70
+    return 0
+
+
+def run() -> None:
+    """The entry point of the `pixelspace` script."""
+    sys.exit(main())

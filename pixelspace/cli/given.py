@@ -1,0 +1,82 @@
+"""What the words of a command name: a recipe, a model, a folder to keep things in."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import UseAppendAction, arg
+
+from pixelspace.errors import UserError
+from pixelspace.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from pixelspace.api import Model
+    from pixelspace.training.stage import Recipe
+
+Settings = Annotated[tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="PATH=VALUE")]
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixelspace"
+
+
+def _function(target: str) -> Callable[[], Any]:
+    name, _, function = target.rpartition(":")
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(name)
+    made = getattr(module, function, None)
+    if not callable(made):
+        raise UserError(f"{name}: has no function {function!r} that makes a recipe")
+    return made
+
+
+def recipe_of(name: str, data: Path | None = None, settings: tuple[tuple[str, ...], ...] = ()) -> "Recipe":
+    from pixelspace.config import from_data, nearest, override, read_json, to_data
+    from pixelspace.recipes.values import VALUES
+    from pixelspace.training.stage import Recipe
+
+    path = Path(name)
+    if name in RECIPES:
+        described = to_data(_function(RECIPES[name][0])())
+    elif (path / "recipe.json").is_file():
+        described = read_json(path / "recipe.json")
+    elif path.suffix == ".json":
+        described = read_json(path)
+    elif ".py:" in name:
+        described = to_data(_function(name)())
+    else:
+        raise UserError(f"no recipe {name!r} (nor a run, recipe.json or file.py:function); {nearest(name, RECIPES)}")
+    for setting in (one for group in settings for one in group):
+        described = override(described, setting)
+    recipe = from_data(described, VALUES)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name}: expected a Recipe, found {type(recipe).__name__}")
+    if data is not None:
+        recipe = replace(recipe, stages=tuple(_with_folder(stage, data.resolve()) for stage in recipe.stages))
+    return recipe
+
+
+def _with_folder(stage: Any, folder: Path) -> Any:
+    from pixelspace.data.latents import Latents, is_latents
+    from pixelspace.data.sources import Folder
+
+    source = Latents(str(folder)) if is_latents(folder) else Folder(str(folder))
+    return replace(stage, data=replace(stage.data, source=source))
+
+
+def open_model(path: Path, device: str) -> "Model":
+    from pixelspace import api
+
+    return api.import_checkpoint(path, device=device) if path.is_file() else api.load(path, device=device)

@@ -1,0 +1,216 @@
+"""Commands about models: train, sample, show, import, recipes, demo."""
+
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from pixelspace.cli.given import Settings, cache_folder, open_model, recipe_of
+from pixelspace.errors import PixelspaceError, UserError
+from pixelspace.recipes import RECIPES
+
+
+def train(
+    recipe: Positional[str],
+    *,
+    settings: Settings = (),
+    data: Path | None = None,
+    out: Path | None = None,
+    start_from: Annotated[Path | None, arg(name="from")] = None,
+    stage: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    track: tuple[str, ...] = (),
+    accept_changes: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a recipe; the same command, or `train RUN`, goes on where it stopped.
+
+    Args:
+        recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
+        settings: Settings to replace, by their dotted path; see `pixelspace show RECIPE --json`.
+        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        out: The run's folder; runs/NAME by default.
+        start_from: A model, run or checkpoint whose weights the first stage starts with.
+        stage: The stage to start with.
+        device: cpu, cuda, mps or auto.
+        threads: Threads on the CPU; as many as the machine has by default.
+        track: tensorboard, wandb.
+        accept_changes: Resume although the recipe has changed.
+        quiet: No progress bar.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from pixelspace.config import nearest
+    from pixelspace.dist import pick_device
+    from pixelspace.training.loop import run_recipe
+    from pixelspace.training.run import opened_run
+
+    made = recipe_of(recipe, data, settings)
+    names = [one.name for one in made.stages]
+    if stage is not None and stage not in names:
+        raise UserError(f"--stage: no stage {stage!r}; {nearest(stage, names)}")
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads must be at least 1, found {threads}")
+        torch.set_num_threads(threads)
+    is_run = (Path(recipe) / "recipe.json").is_file()
+    run = Path(recipe) if is_run and out is None else out or Path("runs") / made.name
+    chosen = pick_device(device)
+    weights = None
+    if start_from is not None:
+        weights = open_model(start_from, "cpu").backbone.state_dict()
+    with opened_run(run, made, accept_changes=accept_changes):
+        try:
+            run_recipe(
+                made,
+                run,
+                device=chosen,
+                cache=cache_folder(),
+                trackers=track,
+                weights=weights,
+                first=stage,
+                progress=not quiet,
+                say=lambda text: tqdm.write(text, file=sys.stderr),
+            )
+        except PixelspaceError:
+            with suppress(OSError), (run / "error.log").open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
+            raise
+    print(f"trained: {run} (pixelspace sample {run})")
+
+
+def sample(
+    model: Positional[Path],
+    *,
+    n: Annotated[int, arg(aliases=("-n",))] = 16,
+    out: Path = Path("samples"),
+    size: tuple[int, ...] = (),
+    label: tuple[str, ...] = (),
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch: int = 16,
+    exact: bool = False,
+    vae: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Draw images from a model and write them as PNG files, and all together as grid.png.
+
+    Args:
+        model: A run, stage, checkpoint or model folder, or a k-diffusion weights file.
+        n: How many.
+        out: The folder to write to.
+        size: Side, or height and width, in pixels.
+        label: Class name or number; one for all images, or one for each.
+        steps: Solver steps; as the recipe says by default.
+        sampler: The solver; as the recipe says by default.
+        guidance: Scale of classifier-free guidance; as the recipe says by default.
+        seed: Image i of a seed is always the same.
+        batch: Images computed at once.
+        exact: The same bits at any n, by computing full batches only.
+        vae: Where the VAE of a model of latents is, if not where the recipe says.
+        device: cpu, cuda, mps or auto.
+        overwrite: Write into a folder that holds something already.
+        quiet: No progress bar.
+    """
+    if len(size) > 2:
+        raise UserError(f"--size: give a side, or height and width; found {len(size)} numbers")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give another --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out}: is not empty; give another --out or add --overwrite")
+    from pixelspace.data.grid import grid_image, save_image
+
+    opened = open_model(model, device)
+    if vae is not None:
+        opened.use_vae(vae)
+    labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
+    images = opened.sample(
+        n,
+        size=None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
+        label=None if not labels else labels[0] if len(labels) == 1 else labels,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        seed=seed,
+        progress=not quiet,
+        batch=batch,
+        exact=exact,
+    ).permute(0, 3, 1, 2)
+    for i in range(n):
+        save_image(grid_image(images[i : i + 1], 1, gap=0), out / f"{i:06d}.png")
+    sheet = save_image(grid_image(images, columns=max(1, round(n**0.5))), out / "grid.png")
+    print(f"{n} images: {sheet}")
+
+
+def import_(
+    file: Positional[Path],
+    out: Positional[Path],
+    *,
+    system: str = "k-diffusion",
+    config: Path | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+) -> None:
+    """Read another system's weights and write a model that `sample` and `train --from` accept.
+
+    Args:
+        file: Inference safetensors, or a training checkpoint (only its data is read; no code in it runs).
+        out: The model folder to write.
+        system: Whose weights they are: k-diffusion or maskdit.
+        config: The original's own configuration (JSON), where the file carries none.
+        weights: The averaged or the raw ones of a training checkpoint.
+    """
+    from pixelspace import api
+
+    model = api.import_checkpoint(file, system=system, config=config, weights=weights, device="cpu")
+    count = sum(parameter.numel() for parameter in model.backbone.parameters())
+    print(f"{count:,} parameters: {model.save(out)}")
+
+
+def show(
+    recipe: Positional[str], *, settings: Settings = (), data: Path | None = None, json: bool = False, depth: int = 1
+) -> None:
+    """Print a recipe: its stages, their networks with parameter counts, GMACs and memory.
+
+    Args:
+        recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
+        settings: Settings to replace, by their dotted path.
+        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        json: Print every setting as JSON instead.
+        depth: How deep into the network to go.
+    """
+    import json as json_format
+
+    from pixelspace.config import to_data
+    from pixelspace.training.describe import describe
+
+    made = recipe_of(recipe, data, settings)
+    print(json_format.dumps(to_data(made), indent=1) if json else describe(made, depth))
+
+
+def recipes() -> None:
+    """List the recipes, one line each."""
+    width = max(map(len, RECIPES))
+    for name, (_, line) in RECIPES.items():
+        print(f"{name:{width}}  {line}")
+
+
+def demo(*, out: Path = Path("runs/hdit-demo"), device: str = "auto") -> None:
+    """Train the demo on the packaged emoji faces and look at what it learnt: minutes on two CPU cores.
+
+    Args:
+        out: The run's folder.
+        device: cpu, cuda, mps or auto.
+    """
+    train("hdit-demo", out=out, device=device)
+    from pixelspace.demo import report
+
+    print(report(out, device))
