@@ -4,10 +4,12 @@ B batch, C channels, H W pixels, h w tokens, L tokens in a row, D features, N he
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Cond = Mapping[str, Tensor]
@@ -70,3 +72,53 @@ class BackboneConfig(ABC):
     @abstractmethod
     def macs(self, height: int, width: int, kept: int | None = None) -> int:
         """Multiply-accumulates of one forward pass on one image, with so many patches kept (None: all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One number of an evaluation; `details` say how sure it is and what it was made with."""
+
+    name: str
+    value: float
+    lower_is_better: bool = True
+    details: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a stage shows of itself: how images of seed s and of given labels (n,) are drawn with averaged weights, and
+    how its training images are read (None: it has latents only), both uint8 (n, C, H, W) by number.
+
+    `drawn` and `trained_on` change when the weights or the training images do. `folder` is the evaluator's to write in,
+    now; `shared` at any time; `weights` is where networks that judge are kept.
+    """
+
+    draw: Callable[[int, range, Tensor], Tensor]
+    drawn: str
+    read: Callable[[range], Tensor] | None
+    trained_on: str
+    count: int
+    shape: tuple[int, ...]
+    classes: int
+    folder: Path
+    shared: Path
+    weights: Path
+    device: torch.device
+    progress: bool
+
+
+class Evaluator(ABC):
+    """What judges a stage every `every_images` images, by numbers of which one, `best` ("": none), says which
+    checkpoint is kept."""
+
+    every_images: int
+    best: str
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the folder it writes in; a stage's evaluators have different ones."""
+
+    @abstractmethod
+    def evaluate(self, look: Look) -> Sequence[Number]:
+        """Its numbers now."""

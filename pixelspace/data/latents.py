@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save
@@ -162,6 +163,7 @@ def _read_at(file: int, begin: int, size: int) -> bytes:
 class LatentDataset(Dataset):
     """Latents as samples whose `image` is their stored form in float32."""
 
+    holds_images: ClassVar[bool] = False
     root: Path
     manifest: Manifest = field(repr=False)
     fingerprint: str

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -27,10 +27,12 @@ class Sample(NamedTuple):
 
 
 class Dataset(ABC):
-    """Samples by number. `fingerprint` changes when any of them does."""
+    """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
+    is something computed of one."""
 
     classes: tuple[str, ...]
     fingerprint: str
+    holds_images: ClassVar[bool] = True
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -24,6 +24,7 @@ from pixelspace.evaluation.features import Extractor, Opened, extract
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.stats import Moments, moments
 from pixelspace.files import Seal, drop_abandoned, publish
+from pixelspace.nn.weights import digest
 
 BLOCK = 256
 BEGUN = "features.begun.json"
@@ -53,14 +54,6 @@ class Features:
 _SEAL = Seal("features", 1, {"Features": Features}, _AGAIN)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Rows:
     """The features of all images of a folder, in their order."""
@@ -87,7 +80,7 @@ class Rows:
             stated = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
         except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
             raise DataError(f"{path}: cannot be read as features: {error}; {_AGAIN}") from error
-        if stated != _digest(tensors):
+        if stated != digest(tensors):
             raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; delete it and {_AGAIN}")
         return tensors
 
@@ -109,7 +102,7 @@ class Rows:
     def write(self, block: int, tensors: Mapping[str, Tensor]) -> None:
         """Publishes a block."""
         drop_abandoned(self._path(block))
-        publish(self._path(block), save(dict(tensors), {"sha256": _digest(tensors)}), _AGAIN)
+        publish(self._path(block), save(dict(tensors), {"sha256": digest(tensors)}), _AGAIN)
 
     def parts(self, key: str) -> Iterable[Tensor]:
         """The rows of `Extractor.key`, block by block."""

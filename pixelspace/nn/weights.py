@@ -1,10 +1,22 @@
 """Weights into networks, every name accounted for."""
 
+import hashlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pixelspace.errors import CheckpointError
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names and bytes of tensors, whatever their order and device."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

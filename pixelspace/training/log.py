@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelspace.errors import ResourceError, UserError
+from pixelspace.noise.levels import Levels
 
 OCTILES = 8
 
@@ -110,6 +111,11 @@ class OctileMeans:
     def __init__(self, edges: Tensor):
         self.edges = edges.float()
         self.sums, self.counts = torch.zeros(OCTILES), torch.zeros(OCTILES)
+
+    @classmethod
+    def of(cls, levels: Levels) -> "OctileMeans":
+        """For the eighths of `levels`."""
+        return cls(levels(torch.linspace(0, 1, OCTILES + 1, dtype=torch.float64)[1:-1]))
 
     def add(self, sigma: Tensor, loss: Tensor) -> None:
         """Per-sample sigma (B,) and loss (B,)."""

@@ -24,17 +24,17 @@ import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data import sources
 from pixelspace.data.grid import grid_image, save_image
-from pixelspace.data.loader import Positions, Raw, batches, split, to_model_space
+from pixelspace.data.loader import Positions, Raw, batches, read, split, to_model_space
 from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
-from pixelspace.nn.weights import load_weights
+from pixelspace.nn.weights import digest, load_weights
 from pixelspace.random import Rng
-from pixelspace.training import checkpoint
+from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
-from pixelspace.training.log import OCTILES, Metrics, OctileMeans, open_trackers, plot_loss
+from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import load_state_by_name, set_rate, state_by_name
-from pixelspace.training.preview import autocast, evaluating, held_out_loss, sample_images
+from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
 from pixelspace.training.stage import Inherit, Recipe, Stage
-from pixelspace.types import Cond
+from pixelspace.types import Cond, Evaluator, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
@@ -174,6 +174,7 @@ class StageRun:
     ):
         self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
+        self.weights_folder = (cache or folder) / "weights"
         self.told = set[str]()  # names of unreadable samples
         stage.codec.identity()  # reads a VAE now, not after the images
         self.dataset = stage.data.source.open(cache)
@@ -250,19 +251,51 @@ class StageRun:
         }
         checkpoint.save(self.folder / "checkpoints", state.step, _parts(state), saved)
         every = max(1, stage.save_images // stage.batch) * stage.keep_every
-        checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every)
+        best = {step for step, _, _ in judging.best_steps(stage, self.folder).values()}
+        checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every, protect=best)
 
     def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
         """Previews and the held-out loss, with averaged weights."""
         with evaluating(self.state.network, self.state.average.tensors, self.stage) as backbone:
             if validate and self.held_ids:
-                loss = held_out_loss(self.stage, backbone, self.dataset, self.held_ids, self.rng, self.device)
-                metrics.write("validation", self.state.step, self.images, loss=loss)
+                held = held_out_loss(self.stage, backbone, self.dataset, self.held_ids, self.rng, self.device)
+                metrics.write("validation", self.state.step, self.images, loss=held.loss, octiles=held.octiles)
             if samples:
                 images = sample_images(self.stage, backbone, self.device)
                 sheet = grid_image(images, columns=math.ceil(math.sqrt(len(images))))
                 save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
         plot_loss(self.folder, self.folder / "loss.png")
+
+    def judge(self, evaluator: Evaluator, metrics: Metrics, progress: bool) -> None:
+        """What an evaluator makes of the averaged weights; the checkpoint it has found best is kept."""
+        stage, average = self.stage, self.state.average.tensors
+        crop = "center" if stage.data.crop == "random" else stage.data.crop
+
+        def known(numbers: range) -> Tensor:
+            return read(self.dataset, [self.train_ids[i] for i in numbers], stage.size, crop).images
+
+        shown = self.folder / "evaluation" / evaluator.name
+        with evaluating(self.state.network, average, stage) as backbone:
+            look = Look(
+                draw=lambda seed, numbers, labels: drawn(
+                    stage, backbone, self.device, numbers, labels, seed, exact=True
+                ),
+                drawn=f"{stage.name} at {self.images} images, {digest(average)}, {stage.sampling}",
+                read=known if self.dataset.holds_images else None,
+                trained_on=f"{self.dataset.fingerprint}, {self.rng.key(*self.train_ids)}, {stage.size}, {crop}",
+                count=len(self.train_ids),
+                shape=(3, *stage.size),
+                classes=stage.backbone.num_classes,
+                folder=shown / f"{self.images:010d}",
+                shared=shown / "training-images",
+                weights=self.weights_folder,
+                device=self.device,
+                progress=progress,
+            )
+            judging.record(metrics, evaluator, self.state.step, self.images, evaluator.evaluate(look))
+        judging.plot(stage, self.folder)
+        step, name, value = judging.best_steps(stage, self.folder)[evaluator.name]
+        self.say(f"{evaluator.name}: best {name} so far {value:.5g}, at {step * stage.batch:,} images")
 
     def note_unreadable(self, raw: Raw) -> None:
         """Counts samples that had to be replaced; too many stop the run, with a checkpoint."""
@@ -319,10 +352,11 @@ class StageRun:
         stage, state = self.stage, self.state
         metrics = Metrics(self.folder, open_trackers(trackers, self.folder, f"{self.recipe.name}-{stage.name}"))
         positions = Positions(self.dataset, self.train_ids, stage.data, stage.size, self.rng)
-        edges = stage.objective.levels(torch.linspace(0, 1, OCTILES + 1, dtype=torch.float64)[1:-1])
-        octiles, reports = OctileMeans(edges), list[StepReport]()
+        octiles, reports = OctileMeans.of(stage.objective.levels), list[StepReport]()
         if state.step == 0:
             self.look(metrics, samples=False, validate=True)
+        for evaluator in judging.due(stage, self.folder, state.step):  # one that a stop cut short
+            self.judge(evaluator, metrics, progress)
         bar = tqdm(total=stage.images, initial=self.images, unit="img", desc=stage.name, disable=not progress)
         with bar, _asked_to_stop() as stop:
             stream = batches(positions, self.images, stage.batch, self.device)
@@ -358,7 +392,8 @@ class StageRun:
                     since, waited, reports = time.monotonic(), 0.0, []
                 done = self.images >= stage.images
                 samples, validate = done or self.due(stage.sample_images), done or self.due(stage.validate_images)
-                if done or stop.is_set() or self.due(stage.save_images):
+                judges = judging.due(stage, self.folder, state.step)
+                if done or stop.is_set() or judges or self.due(stage.save_images):
                     self.save()
                 if samples or validate:
                     try:
@@ -371,6 +406,9 @@ class StageRun:
                         f"stopped on request at {self.images:,} of {stage.images:,} images, checkpoint saved; "
                         f"the same command goes on from here"
                     )
+                for evaluator in judges:
+                    self.judge(evaluator, metrics, progress)
+                    since = time.monotonic()
 
 
 def stage_folder(run: Path, recipe: Recipe, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from pixelspace.data.loader import read, to_model_space
 from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.sampling.generate import generate
+from pixelspace.training.log import OctileMeans
 from pixelspace.training.stage import Stage
 from pixelspace.types import Cond
 
@@ -42,35 +43,59 @@ def evaluating(network: nn.Module, weights: Mapping[str, Tensor], stage: Stage) 
         network.train(was_training)
 
 
-def sample_images(stage: Stage, backbone: Backbone, device: torch.device) -> Tensor:
-    """uint8 (sample_count, C, H, W); with classes, image i is of class i modulo their number."""
-    n, classes = stage.sample_count, stage.backbone.num_classes
-    numbers = torch.arange(n, device=device)
-    cond = {"label": numbers % classes if classes else torch.full_like(numbers, -1)}
+def drawn(
+    stage: Stage,
+    backbone: Backbone,
+    device: torch.device,
+    numbers: range,
+    labels: Tensor,
+    seed: int,
+    exact: bool = False,
+) -> Tensor:
+    """uint8 (n, C, H, W) on the CPU: images `numbers` of `seed`, of the classes `labels` (n,), -1 for none."""
     batches = generate(
         backbone,
         stage.objective.process,
         stage.sampling,
-        images=numbers,
+        images=torch.tensor(numbers, device=device),
         shape=stage.shape,
-        cond=cond,
-        null={"label": torch.full_like(numbers, -1)},
-        seed=PREVIEW_SEED,
-        batch=min(n, stage.micro or stage.batch),
+        cond={"label": labels.to(device)},
+        null={"label": torch.full_like(labels, -1, device=device)},
+        seed=seed,
+        batch=min(len(numbers), stage.micro or stage.batch),
+        exact=exact,
     )
     return torch.cat([stage.codec.decode(x0).cpu() for x0 in batches])
 
 
+def sample_images(stage: Stage, backbone: Backbone, device: torch.device) -> Tensor:
+    """uint8 (sample_count, C, H, W); with classes, image i is of class i modulo their number."""
+    n, classes = stage.sample_count, stage.backbone.num_classes
+    labels = torch.arange(n) % classes if classes else torch.full((n,), -1)
+    return drawn(stage, backbone, device, range(n), labels, PREVIEW_SEED)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The loss over held-out samples: its mean, and the mean in each eighth of the training levels."""
+
+    loss: float
+    octiles: list[float | None]
+
+
 def held_out_loss(
     stage: Stage, backbone: Backbone, dataset: sources.Dataset, held: list[int], rng: Rng, device: torch.device
-) -> float:
-    """The mean loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
+) -> HeldOut:
+    """The loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
     held = held[: stage.validate_count]
     fixed, data = Rng(rng.key("validation")), replace(stage.data, augment=0.0)
     chunk, total = stage.micro or stage.batch, 0.0
+    octiles = OctileMeans.of(stage.objective.levels)
     for start in range(0, len(held), chunk):
         raw = read(dataset, held[start : start + chunk], stage.size, stage.data.crop)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
         draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None, keep=None)
-        total += float(stage.objective.loss(backbone, batch, draw).cpu().double().sum())
-    return total / len(held)
+        losses = stage.objective.loss(backbone, batch, draw).cpu()
+        octiles.add(draw.sigma.cpu(), losses)
+        total += float(losses.double().sum())
+    return HeldOut(total / len(held), octiles.take())

@@ -15,7 +15,7 @@ from pixelspace.training.stage import Recipe
 # Settings that change how a run is watched or computed, not what is learnt.
 FREE = frozenset(
     "workers micro checkpointing compile save_images keep_every sample_images sample_count validate_images "
-    "validate_count log_steps bad_steps sampling vae".split()
+    "validate_count log_steps bad_steps sampling vae evaluators".split()
 )
 # Settings without which the checkpoints mean something else.
 FIXED = frozenset(("seed", "backbone", "batch", "size", "source", "holdout", "codec", "name"))

@@ -10,7 +10,7 @@ from pixelspace.objectives.denoising import Objective
 from pixelspace.sampling.generate import Sampling
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Schedule
-from pixelspace.types import BackboneConfig
+from pixelspace.types import BackboneConfig, Evaluator
 
 
 @value
@@ -30,7 +30,8 @@ class Stage:
     `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
     `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
-    metrics is written. More than `bad_steps` steps that are not finite among 100 stop the run.
+    metrics is written; each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps
+    that are not finite among 100 stop the run.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     schedule: Schedule = Constant()
     ema: EMA = EMA()
     init: Inherit | None = None
+    evaluators: tuple[Evaluator, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     micro: int = 0
     checkpointing: bool = False
@@ -72,6 +74,9 @@ class Stage:
         if self.micro < 0 or (self.micro and self.batch % self.micro):
             fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
             raise ValueError(f"Stage: micro {self.micro} must be 0 or divide batch {self.batch}: one of {fits}")
+        names = [evaluator.name for evaluator in self.evaluators]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Stage: two evaluators of one name among {names}")
         if self.bad_steps < 0:
             raise ValueError(f"Stage: bad_steps cannot be negative, found {self.bad_steps}")
         self.backbone.check_size(*self.codec.latent_size(self.size))

@@ -23,7 +23,10 @@ def test_the_held_out_loss_is_the_same_at_every_call_and_split(tiny):
         first, again = (held_out_loss(stage, backbone, dataset, held, rng, torch.device("cpu")) for _ in range(2))
         split = held_out_loss(replace(stage, micro=4), backbone, dataset, held, rng, torch.device("cpu"))
     assert first == again
-    assert abs(split - first) < 1e-5 * first
+    assert abs(split.loss - first.loss) < 1e-5 * first.loss
+    for whole, parts in zip(first.octiles, split.octiles, strict=True):
+        assert whole == parts or abs(whole - parts) < 1e-5 * whole
+    assert sum(octile is not None for octile in first.octiles) >= 4
 
 
 def test_evaluating_uses_other_weights_without_dropout_and_leaves_the_network(tiny):
