@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pixelspace.errors import DataError
+from pixelspace.evaluation.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,22 @@ class Accumulator:
         """Takes rows (n, D) in.
 
         Raises:
-            DataError: a number that is not finite.
+            DataError: other shapes, another width than before, or a number that is not finite.
         """
         if not len(rows):
             return
+        check_rows(rows, "features", first=self.count)
         part = rows.detach().cpu().double()
-        if not part.isfinite().all():
-            bad = int((~part.isfinite().all(1)).nonzero()[0])
-            raise DataError(f"features: row {self.count + bad} is not finite; the images or the weights are unsound")
         mean = part.mean(0)
         centred = part - mean
         self._merge(len(part), mean, centred.T @ centred)
 
     def merge(self, other: "Accumulator") -> None:
-        """Takes in all that another one has."""
+        """Takes in all that another one has.
+
+        Raises:
+            DataError: of another width.
+        """
         if other.count:
             self._merge(other.count, other._mean, other._squares)
 
@@ -53,6 +56,8 @@ class Accumulator:
         if not self.count:
             self.count, self._mean, self._squares = count, mean.clone(), squares.clone()
             return
+        if len(mean) != len(self._mean):
+            raise DataError(f"features: rows of {len(mean)} numbers after rows of {len(self._mean)}")
         total = self.count + count
         step = mean - self._mean
         self._mean += step * (count / total)
