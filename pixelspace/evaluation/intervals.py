@@ -58,8 +58,9 @@ def bootstrap(
     return Interval(float(statistic(values)), low, high, level)
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Score interval of a share (Wilson 1927): within 0 and 1, and sound for few trials and for shares near either.
+def wilson(successes: float, trials: int, level: float = 0.95) -> Interval:
+    """Score interval of a share (Wilson 1927): within 0 and 1, and sound for few trials and for shares near either. Ties
+    may be counted as half successes; it is then wider than it need be, since a tie varies less than a half win.
 
     Raises:
         DataError: no trials, or successes that are not among them.

@@ -6,16 +6,16 @@ cited. Everything is mirrored exactly when left and right are exchanged.
 """
 
 import csv
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import median
 
 from pixelspace.config import from_data, read_json
 from pixelspace.data.decode import shown
 from pixelspace.errors import DataError, UserError
+from pixelspace.evaluation.intervals import wilson
 from pixelspace.evaluation.preference import Key, Pair
 
 COLUMNS = ("pair", "choice", "milliseconds", "judge")
@@ -60,28 +60,14 @@ class Tally:
         return (self.wins + self.ties / 2) / self.count
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval of `share` (Wilson 1927); with ties it is wider than it need be, since a tie varies
-        less than the half win and half loss that it is counted as."""
-        return wilson(self.share, self.count, confidence)
+        """Of `share`, see `intervals.wilson`."""
+        found = wilson(self.wins + self.ties / 2, self.count, confidence)
+        return found.low, found.high
 
     @property
     def p_value(self) -> float:
         """Of the two-sided exact sign test, which leaves ties out."""
         return sign_test(self.wins, self.losses)
-
-
-def wilson(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share among `count`.
-
-    Raises:
-        UserError: a confidence outside (0, 1).
-    """
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence: expected a number between 0 and 1, found {confidence}")
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    centre = (share * count + z2 / 2) / (count + z2)
-    reach = math.sqrt(z2 * (count * share * (1 - share) + z2 / 4)) / (count + z2)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def sign_test(wins: int, losses: int) -> float:

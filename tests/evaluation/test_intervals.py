@@ -67,6 +67,12 @@ def test_wilsons_bounds_are_where_the_score_test_turns(successes, trials, level,
     assert found.low < found.high
 
 
+def test_wilson_gives_newcombes_published_intervals():
+    # Newcombe 1998, Table I, method 3 (score without continuity correction).
+    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
+        assert (wilson(hits, n).low, wilson(hits, n).high) == pytest.approx((low, high), abs=5e-5)
+
+
 def test_repeats_are_summed_up():
     found = repeats([2.0, 5.0, 3.5])
     assert (found.mean, found.std, found.minimum, found.count) == (3.5, 1.5, 2.0, 3)
