@@ -128,7 +128,12 @@ class Model:
             raise UserError(f"label: expected one label or {n}, found {len(labels)}")
         return torch.tensor([self._class_index(one) for one in labels])
 
-    def _plan(self, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
+    def plan(self, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
+        """How images are made with these settings in place of the model's own; None leaves one as it is.
+
+        Raises:
+            UserError: one that cannot be meant.
+        """
         plan = self.config.sampling
         if sampler is not None and sampler not in SOLVERS:
             raise UserError(f"sampler: no solver {sampler!r}; {nearest(sampler, SOLVERS)}")
@@ -183,7 +188,7 @@ class Model:
         latent_size = config.codec.latent_size((height, width))
         config.codec.identity()  # reads a VAE now, not after the first batch
         config.backbone.check_size(*latent_size)
-        plan = self._plan(steps, sampler, guidance)
+        plan = self.plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)
         numbers = torch.arange(first, first + n, device=self.device)
         null = torch.zeros_like(labels) if labels.is_floating_point() else torch.full_like(labels, -1)
