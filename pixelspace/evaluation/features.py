@@ -1,7 +1,8 @@
 """What networks see in images: uint8 pixels in, rows of features out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,23 @@ class Extractor(ABC):
         """
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 that is float32: no TF32, no autocast, no choice of kernels by their speed; and no gradients."""
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=False),
+            torch.autocast("cuda", enabled=False),
+            torch.autocast("cpu", enabled=False),
+            torch.inference_mode(),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def extract(opened: Opened, images: Tensor, batch: int = BATCH) -> dict[str, Tensor]:
     """Features of images (n, ...) by output. Every pass has exactly `batch` rows, the last filled up with its own last
     image, so that features do not depend on how many images come at once."""
@@ -65,7 +83,7 @@ def extract(opened: Opened, images: Tensor, batch: int = BATCH) -> dict[str, Ten
     for start in range(0, len(images), batch):
         rows = images[start : start + batch]
         filled = torch.cat([rows, rows[-1:].expand(batch - len(rows), *rows.shape[1:])])
-        with torch.inference_mode():
+        with full_precision():
             found = opened.compute(filled)
         parts.append({name: output[: len(rows)].clone() for name, output in found.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
