@@ -1,8 +1,16 @@
 """Images to be judged: all of one size, by number, from wherever they are."""
 
+import math
 from abc import ABC, abstractmethod
 
 from torch import Tensor
+
+_CHUNK_BYTES = 256 << 20
+
+
+def chunk_of(shape: tuple[int, ...]) -> int:
+    """How many images or clips of `shape` are read at a time: 64, or what 256 MiB hold."""
+    return max(1, min(64, _CHUNK_BYTES // math.prod(shape)))
 
 
 class Images(ABC):

@@ -1,0 +1,125 @@
+"""Image files in folders and archives: listed with what is known of each, and read by name."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from pixelspace.data.decode import MAX_BYTES, SUFFIXES, examine, read
+from pixelspace.data.index import Entry, load_or_build
+from pixelspace.errors import DataError
+from pixelspace.evaluation.archives import Member, members, pieces
+from pixelspace.evaluation.cache import remembered
+
+_HEAD = 16  # bytes that tell a file's format
+
+
+class Files(ABC):
+    """Image files by name."""
+
+    where: str
+
+    @abstractmethod
+    def entries(self, cache: Path | None) -> tuple[Entry, ...]:
+        """All of them, good and bad, in order of name, each looked at once.
+
+        Raises:
+            DataError: there is none.
+        """
+
+    @abstractmethod
+    def load(self, name: str) -> bytes:
+        """The bytes of one. Raises DataError with the bare reason."""
+
+    @abstractmethod
+    def head(self, name: str) -> bytes:
+        """Its first bytes, as `load`."""
+
+
+@dataclass(frozen=True)
+class FolderFiles(Files):
+    """The image files of a folder at any depth."""
+
+    root: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.root)
+
+    def entries(self, cache: Path | None) -> tuple[Entry, ...]:
+        index = load_or_build(self.root, cache)
+        if not index.entries:
+            index.check(0)  # which says what else there is
+        return index.entries
+
+    def load(self, name: str) -> bytes:
+        return read(self.root / name)
+
+    def head(self, name: str) -> bytes:
+        try:
+            with (self.root / name).open("rb") as file:
+                return file.read(_HEAD)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in path.parts)
+    return not hidden and path.suffix.lower() in SUFFIXES
+
+
+@dataclass(frozen=True)
+class ArchiveFiles(Files):
+    """The image files in a .zip or .tar."""
+
+    path: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def _members(self) -> dict[str, Member]:
+        return {member.name: member for member in members(self.path) if _is_image(member.name)}
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        if self._members[name].bytes > MAX_BYTES:
+            raise DataError(f"over {MAX_BYTES >> 20} MiB")
+        try:
+            with self.path.open("rb") as file:
+                yield from pieces(file, self._members[name])
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+    def _entry(self, name: str) -> Entry:
+        entry = Entry(name, self._members[name].bytes, 0)
+        try:
+            data = self.load(name)
+            decoded = examine(data)
+        except DataError as error:
+            return Entry(name, entry.bytes, 0, reason=str(error))
+        digest, (width, height) = hashlib.sha256(data).hexdigest(), decoded.image.size
+        return Entry(name, entry.bytes, 0, digest, width, height, decoded.mode, decoded.notes)
+
+    def entries(self, cache: Path | None) -> tuple[Entry, ...]:
+        if not self._members:
+            raise DataError(f"{self.path}: no image files ({' '.join(SUFFIXES)}) in it")
+
+        def find() -> list[list]:
+            names = tqdm(self._members, desc="reading images", unit="file", disable=None)
+            found = [self._entry(name) for name in names]
+            return [[e.name, e.bytes, e.sha256, e.width, e.height, e.mode, list(e.notes), e.reason] for e in found]
+
+        rows = remembered(self.path, "members", cache, find)
+        return tuple(Entry(r[0], r[1], 0, *r[2:6], notes=tuple(r[6]), reason=r[7]) for r in rows)
+
+    def load(self, name: str) -> bytes:
+        return b"".join(self._pieces(name))
+
+    def head(self, name: str) -> bytes:
+        return next(self._pieces(name))[:_HEAD]
