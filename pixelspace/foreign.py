@@ -114,8 +114,8 @@ def _require(path: Path) -> None:
         raise CheckpointError(f"{path}: {what}")
 
 
-def _reason(error: Exception) -> str:
-    """What the reader did not like, in one line, without PyTorch's advice to let the file run code."""
+def one_line(error: Exception) -> str:
+    """What a reader did not like, in one line, without PyTorch's advice to let the file run code."""
     said = str(error).rpartition("WeightsUnpickler error: ")[2].rpartition("from a trusted source.")[2]
     said = said.partition(" Please use")[0].strip()
     said = said.splitlines()[0] if said else type(error).__name__
@@ -133,7 +133,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: not readable as safetensors: {one_line(error)}") from error
 
 
 def read_pickle(path: Path, *, arrays: bool = False) -> Any:
@@ -153,10 +153,10 @@ def read_pickle(path: Path, *, arrays: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain values, so it is not read: {_reason(error)}"
+            f"{path}: holds more than tensors and plain values, so it is not read: {one_line(error)}"
         ) from error
     except _READER_ERRORS as error:
-        raise CheckpointError(f"{path}: not readable as a PyTorch checkpoint: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: not readable as a PyTorch checkpoint: {one_line(error)}") from error
 
 
 class _Unpickler(pickle._Unpickler):  # the one in Python: in C's a file of ten bytes can ask for gigabytes
@@ -188,4 +188,4 @@ def read_numpy_pickle(path: Path) -> Any:
             f"{path}: not a pickle of NumPy arrays and plain values alone, so it is not read: {said}"
         ) from error
     except _READER_ERRORS as error:
-        raise CheckpointError(f"{path}: not readable as a pickle of NumPy arrays: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: not readable as a pickle of NumPy arrays: {one_line(error)}") from error

@@ -18,13 +18,15 @@ class Opened:
     """A network with its weights in place.
 
     `compute` takes uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), on the CPU and gives float32 rows (B, D) on the
-    CPU by the names of the extractor's outputs; `embed_text` gives rows for captions, where the network reads them.
-    `sha256` is that of the weights.
+    CPU by the names of the extractor's outputs; `embed_text` gives rows for captions, where the network reads them, and
+    `cut_off` bool (B,) for those that are longer than it reads, whose end it leaves out. `sha256` is that of the
+    weights.
     """
 
     sha256: str
     compute: Callable[[Tensor], Mapping[str, Tensor]]
     embed_text: Callable[[Sequence[str]], Tensor] | None = None
+    cut_off: Callable[[Sequence[str]], Tensor] | None = None
 
 
 class Extractor(ABC):
@@ -76,14 +78,21 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def extract(opened: Opened, images: Tensor, batch: int = BATCH) -> dict[str, Tensor]:
-    """Features of images (n, ...) by output. Every pass has exactly `batch` rows, the last filled up with its own last
-    image, so that features do not depend on how many images come at once."""
+def in_batches(
+    compute: Callable[[Tensor], Mapping[str, Tensor]], inputs: Tensor, batch: int = BATCH
+) -> dict[str, Tensor]:
+    """What `compute` gives for inputs (n, ...), n > 0, by name. Every pass has exactly `batch` rows, the last filled up
+    with its own last row, so that results do not depend on how many come at once."""
     parts: list[Mapping[str, Tensor]] = []
-    for start in range(0, len(images), batch):
-        rows = images[start : start + batch]
+    for start in range(0, len(inputs), batch):
+        rows = inputs[start : start + batch]
         filled = torch.cat([rows, rows[-1:].expand(batch - len(rows), *rows.shape[1:])])
         with full_precision():
-            found = opened.compute(filled)
+            found = compute(filled)
         parts.append({name: output[: len(rows)].clone() for name, output in found.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def extract(opened: Opened, images: Tensor, batch: int = BATCH) -> dict[str, Tensor]:
+    """Features of images (n, ...) by output, computed `in_batches`."""
+    return in_batches(opened.compute, images, batch)
