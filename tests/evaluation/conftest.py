@@ -1,0 +1,28 @@
+"""What tests of networks from local folders share."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may ask the network."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights with tiny/clip, tiny/dinov2, tiny/blip and tiny/instructblip."""
+    from tests.evaluation import tiny_models  # transformers takes seconds to import
+
+    weights = tmp_path_factory.mktemp("weights")
+    for make in (tiny_models.clip, tiny_models.dinov2, tiny_models.blip, tiny_models.instructblip):
+        make(weights / "tiny" / make.__name__)
+    return weights
