@@ -1,4 +1,4 @@
-"""The command line: train, sample, show, import, prepare, encode, recipes, demo.
+"""The command line: see `COMMANDS`.
 
 Exit codes: 0 done, 2 a command or setting that cannot be meant, 3 data, 4 checkpoint, 5 not finite, 6 disk, memory or
 a missing package, 70 a fault of ours, 75 stopped on request with a checkpoint, 130 interrupted.
@@ -13,6 +13,7 @@ from pathlib import Path
 import tyro
 
 from pixelspace.cli.data import encode, prepare
+from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
 from pixelspace.cli.models import demo, import_, recipes, sample, show, train
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
@@ -28,6 +29,11 @@ COMMANDS = {
     "import": import_,
     "prepare": prepare,
     "encode": encode,
+    "evaluate": evaluate,
+    "reference": reference,
+    "protocols": protocols,
+    "preference": preference,
+    "votes": votes,
     "recipes": recipes,
     "demo": demo,
 }

@@ -80,3 +80,8 @@ def open_model(path: Path, device: str) -> "Model":
     from pixelspace import api
 
     return api.import_checkpoint(path, device=device) if path.is_file() else api.load(path, device=device)
+
+
+def weights_folder() -> Path:
+    """Where the networks that judge images are looked for."""
+    return Path(os.environ.get("PIXELSPACE_WEIGHTS") or cache_folder() / "weights")

@@ -59,8 +59,9 @@ def bootstrap(
 
 
 def wilson(successes: float, trials: int, level: float = 0.95) -> Interval:
-    """Score interval of a share (Wilson 1927): within 0 and 1, and sound for few trials and for shares near either. Ties
-    may be counted as half successes; it is then wider than it need be, since a tie varies less than a half win.
+    """Score interval of a share (Wilson 1927): within 0 and 1, and sound for few trials and for shares near either.
+
+    Ties may be counted as half successes; it is then wider than it need be, since a tie varies less than a half win.
 
     Raises:
         DataError: no trials, or successes that are not among them.

@@ -27,6 +27,7 @@ from torch import Tensor
 from pixelspace.data.decode import shown
 from pixelspace.errors import CheckpointError, DataError, UserError
 from pixelspace.evaluation.arrays import IMAGES, ArrayImages
+from pixelspace.evaluation.features import Extractor
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.npy import npz_members, open_member, open_npy
 from pixelspace.evaluation.reference_file import ReferenceHeader, check_features, check_moments, read_own
@@ -80,6 +81,16 @@ class Reference:
             DataError: it has neither.
         """
         return self.features[self._key(output, self.features)]
+
+    def find(self, extractor: Extractor, output: str, rows: bool) -> str | None:
+        """What the file calls an extractor's output of which it has all rows, or else moments; None: it has it not."""
+        for name in (extractor.key(output), output, UNTAGGED):
+            width = extractor.outputs[output]
+            if name in self.features and self.features[name].shape[1] == width:
+                return name
+            if not rows and name in self.moments and len(self.moments[name].mean) == width:
+                return name
+        return None
 
     def mismatches(self, expected: ReferenceHeader) -> list[str]:
         """What makes a comparison with what `expected` describes meaningless, or cannot be known, in short phrases."""

@@ -1,0 +1,63 @@
+"""A protocol that judges a run while it trains."""
+
+import shutil
+from collections.abc import Sequence
+
+from pixelspace.config import value
+from pixelspace.errors import UserError
+from pixelspace.evaluation.evaluate import Computing, evaluate
+from pixelspace.evaluation.protocols import Protocol
+from pixelspace.evaluation.views import Drawn
+from pixelspace.evaluation.weights import Weights
+from pixelspace.types import Evaluator, Look, Number
+
+
+@value
+class Monitor(Evaluator):
+    """`protocol` every `every_images` images, against the stage's own training images as they are trained on.
+
+    `best` is the number whose best checkpoint is kept (\"\": that of the protocol's first metric).
+    """
+
+    protocol: Protocol
+    every_images: int = 256_000
+    best: str = ""
+
+    def __post_init__(self) -> None:
+        if self.every_images < 1:
+            raise ValueError(f"Monitor: every_images must be at least 1, found {self.every_images}")
+        if self.protocol.labels == "captions":
+            raise UserError(f"Monitor: {self.protocol.name} draws by captions, which a stage does not hand on")
+        if self.protocol.size is not None:
+            raise UserError(f"Monitor: {self.protocol.name} judges at {self.protocol.size}, a stage at its own size")
+
+    @property
+    def name(self) -> str:
+        return self.protocol.name
+
+    def evaluate(self, look: Look) -> Sequence[Number]:
+        protocol = self.protocol
+
+        def drawn(seed: int) -> Drawn:
+            def draw(numbers: range):
+                return look.draw(seed, numbers, protocol.label_of(numbers, look.classes, seed))
+
+            return Drawn("this run's images", f"{look.drawn}, seed {seed}", look.shape, protocol.count, draw)
+
+        if look.read is None:
+            raise UserError(f"{protocol.name}: this stage has latents, no images, to be compared with")
+        report = evaluate(
+            protocol,
+            [drawn(protocol.seed + run) for run in range(protocol.repeats)],
+            look.folder,
+            Computing(Weights(look.weights), look.device, progress=look.progress),
+            reference=Drawn("training images", look.trained_on, look.shape, look.count, look.read),
+            reference_features=look.shared,
+        )
+        assert report is not None  # one process
+        for features in look.folder.glob("features*"):
+            shutil.rmtree(features)
+        return [
+            Number(row["name"], row["value"], row["better"] == "lower", row["details"])
+            for row in report.data["numbers"]
+        ]
