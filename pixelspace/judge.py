@@ -19,7 +19,7 @@ from pixelspace.evaluation.references import Reference, read_reference
 from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images
 from pixelspace.evaluation.sweep import Point, folder_of
-from pixelspace.evaluation.views import Chosen, Drawn, Resized, Samples
+from pixelspace.evaluation.views import Made, chosen, resized, samples
 from pixelspace.nn.weights import digest
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
@@ -51,7 +51,7 @@ def drawn(
     source: str,
     settings: Mapping[str, Any],
     batch: int = 16,
-) -> Drawn:
+) -> Made:
     """The images of `model` that a protocol judges under one seed; `settings` are those of `Model.sample`.
 
     Raises:
@@ -81,7 +81,7 @@ def drawn(
 
     made_by = f"{digest(model.backbone.state_dict())}, {to_data(config)}, {to_data(sampling)}, batch {batch}"
     key = Rng(seed).key(made_by, str(to_data(protocol)))
-    return Drawn(source, f"{key:016x}", (3, *config.size), count, draw, batch * math.ceil(64 / batch))
+    return Made(source, f"{key:016x}", (3, *config.size), count, draw, batch * math.ceil(64 / batch))
 
 
 def _recipe(run: Path) -> Recipe:
@@ -111,7 +111,7 @@ def training_images(run: Path, cache: Path | None) -> Images | None:
         return None
     ids, _ = split(len(dataset), stage.data.holdout, Rng(Rng(recipe.seed).key("stage", stage.name)))
     crop = "center" if stage.data.crop == "random" else stage.data.crop
-    return Samples(dataset, stage.size, crop, tuple(ids))
+    return samples(dataset, ids, stage.size, crop)
 
 
 def _reference(path: Path, protocol: Protocol, shape: Sequence[int], cache: Path | None) -> Reference | Images:
@@ -128,7 +128,7 @@ def _counted(images: Images, protocol: Protocol, count: int, seed: int) -> Image
             f"{images.source}: {len(images):,} images, {protocol.name} needs {count:,}; make more, or give --count "
             f"{len(images)}, and the numbers are labelled with it"
         )
-    return Chosen(images, count, seed) if len(images) > count else images
+    return chosen(images, count, seed) if len(images) > count else images
 
 
 def _sized(images: Images, protocol: Protocol) -> Images:
@@ -138,7 +138,7 @@ def _sized(images: Images, protocol: Protocol) -> Images:
     if height < protocol.size[0] or width < protocol.size[1]:
         found, wanted = f"{height}x{width}", f"{protocol.size[0]}x{protocol.size[1]}"
         raise DataError(f"{images.source}: images of {found}, {protocol.name} judges at {wanted}: make larger ones")
-    return Resized(images, protocol.size)
+    return resized(images, protocol.size)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ FLOORS = (
     {"training", "evaluation", "interop"},
     {"recipes"},
     {"api"},
-    {"demo"},
+    {"demo", "judge"},
     {"cli", "serving"},
     {"__init__", "__main__"},
 )

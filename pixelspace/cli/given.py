@@ -42,7 +42,30 @@ def _function(target: str) -> Callable[[], Any]:
     return made
 
 
-def recipe_of(name: str, data: Path | None = None, settings: tuple[tuple[str, ...], ...] = ()) -> "Recipe":
+def _judged(recipe: "Recipe", protocols: tuple[str, ...], every_images: int | None) -> "Recipe":
+    from pixelspace.evaluation.monitor import Monitor
+    from pixelspace.evaluation.protocols import Questions, of_name
+
+    chosen = []
+    for protocol in map(of_name, protocols):
+        if isinstance(protocol, Questions):
+            raise UserError(f"--judge: {protocol.name} asks about images of prompts, which training does not make")
+        chosen.append(protocol)
+
+    def judged(stage: Any) -> Any:
+        every = every_images or stage.sample_images
+        return replace(stage, evaluators=tuple(Monitor(protocol, every) for protocol in chosen))
+
+    return replace(recipe, stages=tuple(map(judged, recipe.stages)))
+
+
+def recipe_of(
+    name: str,
+    data: Path | None = None,
+    settings: tuple[tuple[str, ...], ...] = (),
+    judge: tuple[str, ...] = (),
+    judge_images: int | None = None,
+) -> "Recipe":
     from pixelspace.config import from_data, nearest, override, read_json, to_data
     from pixelspace.recipes.values import VALUES
     from pixelspace.training.stage import Recipe
@@ -63,6 +86,10 @@ def recipe_of(name: str, data: Path | None = None, settings: tuple[tuple[str, ..
     recipe = from_data(described, VALUES)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{name}: expected a Recipe, found {type(recipe).__name__}")
+    if judge:
+        recipe = _judged(recipe, judge, judge_images)
+    elif judge_images is not None:
+        raise UserError("--judge-images: name a protocol by --judge, too")
     if data is not None:
         recipe = replace(recipe, stages=tuple(_with_folder(stage, data.resolve()) for stage in recipe.stages))
     return recipe

@@ -23,6 +23,8 @@ def train(
     stage: str | None = None,
     device: str = "auto",
     threads: int | None = None,
+    judge: tuple[str, ...] = (),
+    judge_images: int | None = None,
     track: tuple[str, ...] = (),
     accept_changes: bool = False,
     quiet: bool = False,
@@ -38,6 +40,8 @@ def train(
         stage: The stage to start with.
         device: cpu, cuda, mps or auto.
         threads: Threads on the CPU; as many as the machine has by default.
+        judge: Protocols of `evaluate` by which the averaged weights are judged on the way; the best checkpoint is kept.
+        judge_images: How many images lie between two judgements; as between two previews by default.
         track: tensorboard, wandb.
         accept_changes: Resume although the recipe has changed.
         quiet: No progress bar.
@@ -50,7 +54,7 @@ def train(
     from pixelspace.training.loop import run_recipe
     from pixelspace.training.run import opened_run
 
-    made = recipe_of(recipe, data, settings)
+    made = recipe_of(recipe, data, settings, judge, judge_images)
     names = [one.name for one in made.stages]
     if stage is not None and stage not in names:
         raise UserError(f"--stage: no stage {stage!r}; {nearest(stage, names)}")

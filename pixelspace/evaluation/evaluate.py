@@ -187,6 +187,9 @@ def evaluate(
     for rows in made:
         notes += [note for note in _notes(metrics, rows, known) if note not in notes]
     labelled = "" if len(first) == protocol.count else f" ({len(first):,} images, not {protocol.count:,})"
+    for extractor, opened in networks:
+        if captions is not None and opened.cut_off is not None and (long := int(opened.cut_off(captions).sum())):
+            notes.append(f"{long:,} captions are longer than {extractor.name} reads; their ends are left out")
     report = Report(
         {
             "protocol": to_data(protocol),

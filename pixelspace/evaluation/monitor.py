@@ -7,7 +7,7 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.evaluation.evaluate import Computing, evaluate
 from pixelspace.evaluation.protocols import Protocol
-from pixelspace.evaluation.views import Drawn
+from pixelspace.evaluation.views import Made
 from pixelspace.evaluation.weights import Weights
 from pixelspace.types import Evaluator, Look, Number
 
@@ -38,11 +38,11 @@ class Monitor(Evaluator):
     def evaluate(self, look: Look) -> Sequence[Number]:
         protocol = self.protocol
 
-        def drawn(seed: int) -> Drawn:
+        def drawn(seed: int) -> Made:
             def draw(numbers: range):
                 return look.draw(seed, numbers, protocol.label_of(numbers, look.classes, seed))
 
-            return Drawn("this run's images", f"{look.drawn}, seed {seed}", look.shape, protocol.count, draw)
+            return Made("this run's images", f"{look.drawn}, seed {seed}", look.shape, protocol.count, draw)
 
         if look.read is None:
             raise UserError(f"{protocol.name}: this stage has latents, no images, to be compared with")
@@ -51,7 +51,7 @@ class Monitor(Evaluator):
             [drawn(protocol.seed + run) for run in range(protocol.repeats)],
             look.folder,
             Computing(Weights(look.weights), look.device, progress=look.progress),
-            reference=Drawn("training images", look.trained_on, look.shape, look.count, look.read),
+            reference=Made("training images", look.trained_on, look.shape, look.count, look.read),
             reference_features=look.shared,
         )
         assert report is not None  # one process

@@ -7,6 +7,22 @@ from pixelspace.data.emoji import Emoji
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
 from pixelspace.data.sources import Folder, HuggingFace
+from pixelspace.evaluation.i3d import I3D
+from pixelspace.evaluation.inception import Inception
+from pixelspace.evaluation.lite0 import Lite0
+from pixelspace.evaluation.metrics import (
+    CMMD,
+    CLIPScore,
+    DensityCoverage,
+    Frechet,
+    InceptionScore,
+    Kernel,
+    PrecisionRecall,
+    Vendi,
+)
+from pixelspace.evaluation.monitor import Monitor
+from pixelspace.evaluation.pretrained import CLIP, DINOv2
+from pixelspace.evaluation.protocols import Protocol
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import (
     IDDPM,
@@ -38,5 +54,7 @@ VALUES: dict[str, type] = {
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
         *(Data, Folder, HuggingFace, Emoji, Latents, Pixels, KLVAE, Sampling),
+        *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
+        *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),
     )
 }
