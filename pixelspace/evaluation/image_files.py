@@ -9,12 +9,14 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from pixelspace.data.decode import MAX_BYTES, SUFFIXES, examine, read
+from pixelspace.data.decode import MAX_BYTES, SUFFIXES, examine, read, shown
 from pixelspace.data.index import Entry, load_or_build
 from pixelspace.errors import DataError
 from pixelspace.evaluation.archives import Member, members, pieces
 from pixelspace.evaluation.cache import remembered
 
+SHEET = "grid.png"  # `pixelspace sample` writes it beside the images that it shows, so that it is none of them
+_NAMED = 3  # bad files that a message names
 _HEAD = 16  # bytes that tell a file's format
 
 
@@ -123,3 +125,22 @@ class ArchiveFiles(Files):
 
     def head(self, name: str) -> bytes:
         return next(self._pieces(name))[:_HEAD]
+
+
+def shown_images(files: Files, cache: Path | None) -> tuple[tuple[Entry, ...], bool]:
+    """The images of `files` in order of name, all of them good, and whether there is a `SHEET`, which is left out.
+
+    Raises:
+        DataError: naming the first that cannot be read, or there is none.
+    """
+    found = files.entries(cache)
+    entries = tuple(entry for entry in found if entry.name != SHEET)
+    bad = [entry for entry in entries if entry.reason]
+    if bad:
+        named = "; ".join(f"{shown(entry.name)}: {entry.reason}" for entry in bad[:_NAMED])
+        raise DataError(
+            f"{files.where}: {len(bad):,} of {len(entries):,} image files cannot be read: {named}; mend or remove them"
+        )
+    if not entries:
+        raise DataError(f"{files.where}: no images but {SHEET}, a sheet of others")
+    return entries, len(entries) < len(found)

@@ -104,9 +104,9 @@ def write_preference_page(
     """Writes the new folder `out` with the page that shows the images of `left` and `right` in pairs; returns its
     index.html.
 
-    `left` and `right` are folders, at any depth, or ZIP archives; images are paired by relative name, whatever the
+    `left` and `right` are folders, at any depth, or archives; images are paired by relative name, whatever the
     suffix. Hidden files, files that are no images and the sheet `grid.png` are no pairs. `prompts` are captions by
-    name, with or without suffix; or the path of such a JSON object, or of a .txt with a line a pair in order of names.
+    name, with or without suffix, or the path of such a JSON object, or of captions in order of names.
 
     Order and sides follow from `seed`, half of the pairs swapped. Images are stored anew as PNG, so that neither name,
     format nor metadata tells where one is from. `key.json` does: give judges everything else in the folder.
@@ -121,7 +121,8 @@ def write_preference_page(
         raise UserError(f"{left}: stands on both sides; give two sets of images")
     if not question.strip():
         raise UserError("question: is empty; ask something")
-    with opened(left) as lefts, opened(right) as rights, _published(out) as draft:
+    lefts, rights = opened(left), opened(right)
+    with _published(out) as draft:
         names = paired(left, lefts, right, rights)
         captions = captions_of(prompts, names)
         order, swaps = _arranged(len(names), seed)

@@ -20,10 +20,8 @@ from pixelspace.data.index import Entry
 from pixelspace.data.transforms import Crop, Cut, fit, to_tensor
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.arrays import open_array
-from pixelspace.evaluation.image_files import ArchiveFiles, Files, FolderFiles
+from pixelspace.evaluation.image_files import SHEET, ArchiveFiles, Files, FolderFiles, shown_images
 from pixelspace.evaluation.images import Images, chunk_of
-
-_NAMED = 3  # bad files that a message names
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,6 @@ def _clips(where: str, entries: Sequence[Entry]) -> tuple[tuple[Entry, ...], ...
     return tuple(tuple(sorted(frames, key=lambda entry: _in_order(entry.name))) for frames in folders.values())
 
 
-def _refuse_bad(where: str, entries: Sequence[Entry]) -> None:
-    bad = [entry for entry in entries if entry.reason]
-    if bad:
-        named = "; ".join(f"{shown(entry.name)}: {entry.reason}" for entry in bad[:_NAMED])
-        raise DataError(
-            f"{where}: {len(bad):,} of {len(entries):,} image files cannot be read: {named}; mend or remove them"
-        )
-
-
 def _refuse_mixed(where: str, entries: Sequence[Entry]) -> None:
     first = entries[0]
     for entry in entries:
@@ -137,8 +126,7 @@ def _notes(files: Files, groups: Sequence[Sequence[Entry]], cut: Cut | None) -> 
 
 
 def _open_files(files: Files, cache: Path | None, cut: Cut | None, clips: bool) -> FileImages:
-    entries = files.entries(cache)
-    _refuse_bad(files.where, entries)
+    entries, sheet = shown_images(files, cache)
     if cut is None:
         _refuse_mixed(files.where, entries)
     groups = _clips(files.where, entries) if clips else tuple((entry,) for entry in entries)
@@ -150,7 +138,7 @@ def _open_files(files: Files, cache: Path | None, cut: Cut | None, clips: bool) 
         fingerprint=hashlib.sha256(json.dumps([contents, clips, cut]).encode()).hexdigest(),
         shape=shape,
         chunk=chunk_of(shape),
-        notes=tuple(_notes(files, groups, cut)),
+        notes=(*([f"{SHEET}, a sheet of the others, is left out"] if sheet else []), *_notes(files, groups, cut)),
         cut=cut,
         groups=groups,
         files=files,

@@ -43,6 +43,17 @@ def test_images_come_in_order_of_name_and_bit_for_bit(tmp_path, kind):
     assert torch.equal(again.read(range(1)), PIXELS[:1]) and again.fingerprint == images.fingerprint
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sheet_that_sampling_writes_is_no_sample_and_that_is_said(tmp_path, kind):
+    sheet = {"grid.png": encoded(np.zeros((40, 40, 3), np.uint8))}
+    images = open_images(made(kind, tmp_path, FILES | sheet), cache=None)
+    assert torch.equal(images.read(range(5)), PIXELS) and len(images) == 5
+    assert images.notes == ("grid.png, a sheet of the others, is left out",)
+    with pytest.raises(DataError, match=r"no images but grid\.png"):
+        (tmp_path / "alone").mkdir()
+        open_images(made(kind, tmp_path / "alone", sheet), cache=None)
+
+
 def test_the_fingerprint_is_that_of_names_and_contents(tmp_path):
     def of(name, files, **settings):
         (tmp_path / name).mkdir()

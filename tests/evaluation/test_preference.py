@@ -192,18 +192,18 @@ def test_captions_come_from_a_file(sides, tmp_path, name):
     ("text", "suffix", "message"),
     [
         ('{"x/000000": "one"}', "json", r"no caption for 4 of 5 pairs: x/000001, x/000002, x/000003, x/000004"),
-        ('["one"]', "json", "expected an object of captions by name, found list"),
+        ('["one"]', "json", "1 captions for 5 pairs; expected one for each"),
         ('{"x/000000": 3}', "json", "x/000000: expected text, found 3"),
         ('{"x/000000": "a", "x/000000.png": "b"}', "json", "two captions for x/000000"),
         ('{"a": "b", "a": "c"}', "json", "the key 'a' stands twice"),
-        ("one\ntwo\n", "txt", "2 lines for 5 pairs"),
-        ("\udcff", "txt", "expected lines"),
+        ("one\ntwo\n", "txt", "2 captions for 5 pairs"),
+        ("\udcff", "txt", "not UTF-8 at byte 0"),
     ],
 )
 def test_captions_that_cannot_be_meant_are_refused(sides, tmp_path, text, suffix, message):
     path = tmp_path / f"captions.{suffix}"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    refused(DataError, message, *sides, tmp_path / "page", prompts=path)
+    refused((DataError, UserError), message, *sides, tmp_path / "page", prompts=path)
 
 
 def test_images_without_a_partner_are_listed_by_side(sides, tmp_path):
@@ -237,7 +237,12 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 
 def test_a_damaged_image_leaves_no_half_page(tmp_path):
-    refused(DataError, r"r/b\.png: .*not a JPEG", *other_side(tmp_path, data=b"no image"), tmp_path / "page")
+    refused(
+        DataError,
+        r"r: 1 of 2 image files cannot be read: b\.png: not a JPEG",
+        *other_side(tmp_path, data=b"no image"),
+        tmp_path / "page",
+    )
 
 
 def test_a_folder_with_something_in_it_is_not_overwritten_but_an_empty_one_is_used(sides, tmp_path):
@@ -255,9 +260,9 @@ def test_sides_that_cannot_be_compared_and_places_that_cannot_be_written_are_ref
     (tmp_path / "file").write_text("text")
     out = tmp_path / "page"
     refused(UserError, "stands on both sides", sides[0], sides[0] / "x" / "..", out)
-    refused(DataError, "no images; expected files ending in .jpg", tmp_path / "empty", tmp_path / "empty2", out)
+    refused(DataError, "empty: no image files", tmp_path / "empty", tmp_path / "empty2", out)
     refused(DataError, "absent; give a folder", tmp_path / "none", sides[1], out)
-    refused(DataError, "neither a folder nor a ZIP archive", tmp_path / "file", sides[1], out)
+    refused(DataError, "file: not readable as an archive", tmp_path / "file", sides[1], out)
     refused(UserError, "question: is empty", *sides, out, question=" ")
     with pytest.raises(ResourceError, match=r"file/page: cannot be written: .*Not a directory"):
         write_preference_page(*sides, tmp_path / "file" / "page")
@@ -271,5 +276,9 @@ def test_a_damaged_archive_member_is_named(sides, tmp_path):
     data[200] ^= 255
     (tmp_path / "r.zip").write_bytes(data)
     refused(
-        DataError, r"r\.zip/a\.png: cannot be read: Bad CRC", tmp_path / "l.zip", tmp_path / "r.zip", tmp_path / "p"
+        DataError,
+        r"r\.zip: 1 of 1 image files cannot be read: a\.png: damaged",
+        tmp_path / "l.zip",
+        tmp_path / "r.zip",
+        tmp_path / "p",
     )
