@@ -17,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from pixelspace.config import parse_json
 from pixelspace.errors import CheckpointError
 
 # All that PyTorch's reader has been seen to raise on damaged files.
@@ -134,6 +135,38 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not readable as safetensors: {one_line(error)}") from error
+
+
+def read_state_dict(path: Path, of: str = "a network") -> dict[str, Tensor]:
+    """The tensors by name in a .safetensors or in what `torch.save` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: absent, damaged, with code in it, or not just tensors by name.
+    """
+    found = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
+        raise CheckpointError(f"{path}: expected the state dict of {of}: tensors by name")
+    return found
+
+
+def read_config(folder: Path, of: str = "a model in Hugging Face's layout") -> dict[str, Any]:
+    """The config.json of a model's folder.
+
+    Raises:
+        CheckpointError: absent or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no config.json; give the folder of {of}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
 
 
 def read_pickle(path: Path, *, arrays: bool = False) -> Any:

@@ -20,12 +20,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelspace.config import nearest, parse_json, value
+from pixelspace.config import nearest, value
 from pixelspace.errors import CheckpointError, ResourceError
 from pixelspace.evaluation.features import Extractor, Opened, in_batches
 from pixelspace.evaluation.resize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, RESIZERS
 from pixelspace.evaluation.weights import Weights, WeightsFile, sha256_of
-from pixelspace.foreign import one_line
+from pixelspace.foreign import one_line, read_config
 
 _DINOV2_SIZE = 224
 _LICENCES = {"facebook": "Apache-2.0", "openai": "MIT", "laion": "MIT"}
@@ -59,26 +59,6 @@ def find_model(weights: Weights, model: str) -> Path:
     """
     licence = _LICENCES.get(model.partition("/")[0], "its own licence")
     return weights.find(WeightsFile(model, f"hf:{model}", 0, "", licence))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json.
-
-    Raises:
-        CheckpointError: absent or not a JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no config.json; expected a model's folder in Hugging Face's layout"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    return config
 
 
 @contextmanager

@@ -5,9 +5,8 @@ they count as independent, which votes on the same pair are not, so that with se
 cited. Everything is mirrored exactly when left and right are exchanged.
 """
 
-import csv
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from pixelspace.data.decode import shown
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.intervals import wilson
 from pixelspace.evaluation.preference import Key, Pair
+from pixelspace.evaluation.table import read_table
 
 COLUMNS = ("pair", "choice", "milliseconds", "judge")
 
@@ -103,27 +103,6 @@ def _key(path: Path) -> Key:
     return key
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            try:
-                if sorted(reader.fieldnames or []) != sorted(COLUMNS):
-                    found = ",".join(reader.fieldnames or []) or "nothing"
-                    raise DataError(f"{path}:1: expected the columns {','.join(COLUMNS)}; found {found:.200}")
-                for row in reader:
-                    where = f"{path}:{reader.line_num}"
-                    if None in row or None in row.values():
-                        raise DataError(f"{where}: expected {len(COLUMNS)} fields; found another number")
-                    yield where, row
-            except csv.Error as error:
-                raise DataError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; take the file as the page gave it") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _vote(where: str, row: dict[str, str], key: Key, pairs: dict[str, Pair]) -> Vote:
     pair, choice, judge = row["pair"], row["choice"], row["judge"].strip()
     if pair not in pairs:
@@ -155,7 +134,7 @@ def read_votes(csvs: Sequence[Path], key: Path) -> Votes:
     votes: dict[tuple[str, str], Vote] = {}
     places: dict[tuple[str, str], str] = {}
     for path in map(Path, csvs):
-        for where, row in _rows(path):
+        for where, row in read_table(path, COLUMNS):
             vote = _vote(where, row, what, pairs)
             who = row["pair"], vote.judge
             if who in votes:

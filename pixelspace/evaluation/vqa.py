@@ -16,8 +16,9 @@ from torch import Tensor
 from pixelspace.config import value
 from pixelspace.errors import CheckpointError
 from pixelspace.evaluation.features import full_precision
-from pixelspace.evaluation.pretrained import find_model, library, load_model, read_config, reading
+from pixelspace.evaluation.pretrained import find_model, library, load_model, reading
 from pixelspace.evaluation.weights import Weights, sha256_of
+from pixelspace.foreign import read_config
 
 VQA = Callable[[Tensor, str], str]
 """(uint8 image (3, H, W), question) to an answer in lower case without spaces around it."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pixelspace.errors import CheckpointError, ResourceError
-from pixelspace.foreign import read_pickle, read_safetensors
+from pixelspace.foreign import read_state_dict
 from pixelspace.nn.weights import load_weights
 
 _HUB = "hf:"
@@ -69,11 +69,7 @@ def load_network(network: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: absent, damaged, with code in it, or the weights of another network.
     """
-    found = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
-    ):
-        raise CheckpointError(f"{path}: expected a state dict: tensors by name")
+    found = read_state_dict(path)
     counters = {
         name: torch.zeros_like(tensor, device="cpu")
         for name, tensor in network.state_dict().items()

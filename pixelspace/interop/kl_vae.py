@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pixelspace.config import parse_json, value
+from pixelspace.config import value
 from pixelspace.data.codec import Codec
 from pixelspace.errors import CheckpointError, ResourceError, UserError
-from pixelspace.foreign import read_pickle, read_safetensors
+from pixelspace.foreign import read_config, read_state_dict
 from pixelspace.nn.weights import load_weights
 from pixelspace.random import Rng
 
@@ -105,26 +105,8 @@ def network_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    found = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
-    ):
-        raise CheckpointError(f"{path}: expected the state dict of a KL autoencoder: tensors by name")
-    return found
-
-
 def _folder_config(path: Path) -> dict[str, Any]:
-    try:
-        config = parse_json((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: no config.json; give a diffusers folder of a VAE (vae/ of a pipeline) or a state dict's file"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / 'config.json'}: not readable as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path / 'config.json'}: expected a JSON object, found {type(config).__name__}")
+    config = read_config(path, "a VAE by diffusers (vae/ of a pipeline) or a state dict's file")
     for key, expected in _FIXED.items():
         if (found := config.get(key, expected)) != expected:
             raise CheckpointError(f"{path / 'config.json'}: {key} is {found!r:.80}; only {expected!r} can be read")
@@ -159,7 +141,7 @@ def _load(where: str) -> _Loaded:
         file = next((path / name for name in names if (path / name).is_file()), path / names[0])
     else:
         file = path
-    weights = renamed(_tensors(file))
+    weights = renamed(read_state_dict(file, "a KL autoencoder"))
     try:
         config = network_config(weights)
         with torch.device("meta"):

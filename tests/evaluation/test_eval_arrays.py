@@ -1,6 +1,5 @@
 import hashlib
 import pickle
-import random
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from pixelspace.evaluation.images import chunk_of
 from pixelspace.evaluation.npy import Rows, npz_members, open_member, open_npy
 from pixelspace.evaluation.sources import open_images
 from tests.evaluation.image_sets import pictures
+from tests.mutants import mutants
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "metrics" / "stats_formats"
 PICTURES = pictures(7)
@@ -144,12 +144,9 @@ def test_a_deflated_bomb_is_refused_before_it_inflates(tmp_path, monkeypatch):
 def test_nothing_but_the_one_error_comes_of_damaged_arrays(tmp_path, name):
     path = tmp_path / name
     SAVERS[name](path, PICTURES)
-    whole, draw, refused = path.read_bytes(), random.Random(name), 0
-    for i in range(200):
-        data = bytearray(whole)
-        for _ in range(draw.randint(1, 4)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        path.write_bytes(data[: draw.randrange(len(data))] if i % 5 == 0 else data)
+    refused = 0
+    for data in mutants(path.read_bytes(), 200, name):
+        path.write_bytes(data)
         try:
             images = open_images(path, cache=None)
             assert images.read(range(len(images))).dtype == torch.uint8 and images.fingerprint

@@ -1,6 +1,5 @@
 import io
 import pickle
-import random
 import tarfile
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from pixelspace.data.transforms import Cut, fit
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.sources import open_images
 from tests.evaluation.image_sets import encoded, named, pictures, to_folder, to_tar, to_zip
+from tests.mutants import mutants
 
 PICTURES = pictures()
 FILES = named(PICTURES)
@@ -249,12 +249,9 @@ def test_a_damaged_header_within_a_tar_does_not_end_it(tmp_path):
 @pytest.mark.parametrize("kind", ["deflated", "stored", "tar"])
 def test_nothing_but_the_one_error_comes_of_damaged_archives(tmp_path, kind):
     path = made(kind, tmp_path, FILES)
-    whole, draw, refused = path.read_bytes(), random.Random(kind), 0
-    for i in range(150):
-        data = bytearray(whole)
-        for _ in range(draw.randint(1, 4)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        path.write_bytes(data[: draw.randrange(len(data))] if i % 5 == 0 else data)
+    refused = 0
+    for data in mutants(path.read_bytes(), 150, kind):
+        path.write_bytes(data)
         try:
             images = open_images(path, cache=None)
             images.read(range(len(images)))

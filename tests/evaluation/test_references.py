@@ -1,7 +1,6 @@
 import io
 import os
 import pickle
-import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.reference_file import OutputHeader, ReferenceHeader
 from pixelspace.evaluation.references import UNTAGGED, read_reference
 from pixelspace.evaluation.stats import Moments, moments
+from tests.mutants import mutants
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "metrics" / "stats_formats"
 FRECHET = 0.2594651329240252  # README.json there
@@ -166,14 +166,10 @@ def test_a_hostile_file_runs_nothing(tmp_path, name):
 
 @pytest.mark.parametrize("file", FILES)
 def test_nothing_but_the_one_error_comes_of_damaged_files(tmp_path, file):
-    whole, draw = (GOLDENS / file).read_bytes(), random.Random(file)
     path = tmp_path / f"x{Path(file).suffix}"
     refused = 0
-    for i in range(150):
-        data = bytearray(whole)
-        for _ in range(draw.randint(1, 4)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        path.write_bytes(data[: draw.randrange(len(data))] if i % 5 == 0 else data)
+    for data in mutants((GOLDENS / file).read_bytes(), 150, file):
+        path.write_bytes(data)
         try:
             read_reference(path)
         except DataError as error:

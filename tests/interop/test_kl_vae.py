@@ -174,7 +174,7 @@ def test_a_diffusers_folder_of_another_kind_is_refused(layouts, tmp_path, change
 
 
 def test_a_folder_without_its_files_is_named(layouts, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no config.json; give a diffusers folder"):
+    with pytest.raises(CheckpointError, match=r"no config.json; give the folder of a VAE"):
         open_vae(tmp_path)
     folder = with_config(layouts, tmp_path / "vae")
     (folder / "diffusion_pytorch_model.safetensors").unlink()

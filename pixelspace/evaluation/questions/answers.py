@@ -16,7 +16,7 @@ from pixelspace.config import nearest
 from pixelspace.data.decode import decode, read
 from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError
-from pixelspace.evaluation.questions.table import read_table
+from pixelspace.evaluation.table import read_table
 
 COLUMNS = ("item_id", "question_id", "question", "answer")
 _NAMED = 5  # missing images that a message names

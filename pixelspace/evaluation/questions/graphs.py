@@ -12,7 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from pixelspace.errors import DataError
-from pixelspace.evaluation.questions.table import read_table
+from pixelspace.evaluation.table import read_table
 
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
 CATEGORIES = {  # of an item's source, as the paper's table has them

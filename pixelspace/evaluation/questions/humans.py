@@ -12,7 +12,7 @@ from pixelspace.evaluation.questions.answers import Answers, image_id
 from pixelspace.evaluation.questions.numbers import MORE_THAN_TEN, parse_count, plural
 from pixelspace.evaluation.questions.prompts import CountItem, CountQuestion
 from pixelspace.evaluation.questions.share import mean
-from pixelspace.evaluation.questions.table import read_table
+from pixelspace.evaluation.table import read_table
 
 COLUMNS = ("image_id", "question", "annot_id", "answer")
 UNREADABLE = -1  # among the numbers of a confusion: an answer without one

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pixelspace.errors import DataError
 from pixelspace.evaluation.questions.numbers import MORE_THAN_TEN, WORDS, plural
-from pixelspace.evaluation.questions.table import read_table
+from pixelspace.evaluation.table import read_table
 
 SOURCES = "github.com/google-deepmind/geckonum_benchmark_t2i or github.com/google-deepmind/gecko_benchmark_t2i"
 EXACT = (

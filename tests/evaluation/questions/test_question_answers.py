@@ -124,7 +124,7 @@ def test_a_damaged_image_is_named(folder):
         ),
         (HEADER + "square_0,1,Is it red?,n", "a.csv: the last line does not end"),
         (HEADER + "square_0,1,Is it red?\n", "a.csv:2: expected 4 fields"),
-        (HEADER + 'square_0,1,Is it red?,"n', "a.csv: not CSV"),
+        (HEADER + 'square_0,1,Is it red?,"n', r"a\.csv:2: not CSV"),
         ("item_id,answer\n", "a.csv:1: expected the columns item_id,question_id,question,answer; found item_id,answer"),
         ("", "a.csv:1: .*found nothing"),
     ],

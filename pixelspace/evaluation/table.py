@@ -15,6 +15,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
     Raises:
         DataError: absent, not CSV, not UTF-8, without one of `columns`, or with a row of another length.
     """
+    reader = None
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -30,7 +31,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
     except csv.Error as error:
-        raise DataError(f"{path}: not CSV: {error}") from error
+        raise DataError(f"{path}:{reader.reader.line_num if reader else 1}: not CSV: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DataError(f"{path}: cannot be read: {reason}") from error
