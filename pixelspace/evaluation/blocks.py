@@ -7,23 +7,24 @@ processes shared the work nor on where it was once stopped.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from pixelspace.config import value
 from pixelspace.data.grid import grid_image, save_image
-from pixelspace.errors import DataError
-from pixelspace.evaluation.features import Extractor, Opened, extract
+from pixelspace.errors import CheckpointError, DataError
+from pixelspace.evaluation.features import BATCH, Extractor, Opened, extract
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.stats import Moments, moments
 from pixelspace.files import Seal, drop_abandoned, publish
+from pixelspace.foreign import read_safetensors
 from pixelspace.nn.weights import digest
 
 BLOCK = 256
@@ -56,10 +57,11 @@ _SEAL = Seal("features", 1, {"Features": Features}, _AGAIN)
 
 @dataclass(frozen=True)
 class Rows:
-    """The features of all images of a folder, in their order."""
+    """The features of all images of a folder, in their order. Each block is checked once, when it is first read."""
 
     folder: Path
     described: Features
+    _sound: set[int] = field(default_factory=set, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.described.count
@@ -67,29 +69,37 @@ class Rows:
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05d}.safetensors"
 
-    def read(self, block: int) -> dict[str, Tensor]:
-        """A block's tensors.
+    def _check(self, block: int) -> None:
+        if block in self._sound:
+            return
+        path = self._path(block)
+        try:
+            tensors, stated = read_safetensors(path)
+        except CheckpointError as error:
+            raise DataError(f"{error}; {_AGAIN}") from error
+        if stated.get("sha256") != digest(tensors):
+            raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; {_AGAIN}")
+        self._sound.add(block)
+
+    def read(self, block: int, key: str) -> Tensor:
+        """A block's rows of `Extractor.key`.
 
         Raises:
             DataError: absent or damaged.
         """
-        path = self._path(block)
+        self._check(block)
         try:
-            data = path.read_bytes()
-            tensors = load(data)
-            stated = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["sha256"]
-        except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError) as error:
-            raise DataError(f"{path}: cannot be read as features: {error}; {_AGAIN}") from error
-        if stated != digest(tensors):
-            raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; delete it and {_AGAIN}")
-        return tensors
+            with safetensors.safe_open(self._path(block), "pt") as file:
+                return file.get_tensor(key)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DataError(f"{self._path(block)}: cannot be read as features: {error}; {_AGAIN}") from error
 
     def stands(self, block: int) -> bool:
         """Whether a block is whole."""
         if not self._path(block).exists():
             return False
         try:
-            self.read(block)
+            self._check(block)
         except DataError:
             return False
         return True
@@ -106,7 +116,7 @@ class Rows:
 
     def parts(self, key: str) -> Iterable[Tensor]:
         """The rows of `Extractor.key`, block by block."""
-        return (self.read(block)[key] for block in range(len(self.described.blocks)))
+        return (self.read(block, key) for block in range(len(self.described.blocks)))
 
     def rows(self, key: str) -> Tensor:
         """All rows of `Extractor.key`, float32 (count, D)."""
@@ -132,8 +142,9 @@ def _block(
     images: Images, numbers: range, networks: Sequence[Network], captions: Sequence[str] | None, kept: Path | None
 ) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
-    for start in range(numbers.start, numbers.stop, images.chunk):
-        some = range(start, min(start + images.chunk, numbers.stop))
+    chunk = max(BATCH, images.chunk - images.chunk % BATCH)  # networks see a whole batch in any case
+    for start in range(numbers.start, numbers.stop, chunk):
+        some = range(start, min(start + chunk, numbers.stop))
         pixels = images.read(some)
         found = {PIXELS: _pixel_hashes(pixels)}
         for extractor, opened in networks:
@@ -146,7 +157,8 @@ def _block(
                 raise DataError(f"{images.source}: {images.name(bad)}: its {name} is not finite")
         if kept is not None:
             for number, image in zip(some, pixels, strict=True):
-                save_image(grid_image(image[None], 1, gap=0), kept / f"{number:06d}.png")
+                frames = image[None] if image.ndim == 3 else image.transpose(0, 1)
+                save_image(grid_image(frames, len(frames), gap=0), kept / f"{number:06d}.png")
         parts.append(found)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -164,8 +176,8 @@ def compute(
 ) -> Rows:
     """Fills `folder` with the features of `images` by `networks`; what stands there already is left.
 
-    With `keep` the images are written too, as `images/000000.png` and on. Of `world` processes that share the work each
-    has its `rank`, and leaves the blocks of the others alone.
+    With `keep` the images are written too, as `images/000000.png` and on, a clip as its frames in a row. Of `world`
+    processes that share the work each has its `rank`, and leaves the blocks of the others alone.
 
     Raises:
         UserError: the folder holds other features.
