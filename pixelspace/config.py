@@ -7,7 +7,7 @@ a table of names the caller hands in; `override` sets one field by its dotted pa
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -34,16 +34,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"known here: {', '.join(names) or 'nothing'}"
 
 
-def to_data(obj: Any) -> Any:
-    """Plain JSON data for a tree of values; each value becomes an object with its class name under `type`."""
+def _refused(obj: Any) -> Any:
+    raise TypeError(f"{type(obj).__name__} is not a value")
+
+
+def to_data(obj: Any, other: Callable[[Any], Any] = _refused) -> Any:
+    """Plain JSON data for a tree of values; each value becomes an object with its class name under `type`. `other`
+    describes what is no value."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        fields = {f.name: to_data(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+        fields = {f.name: to_data(getattr(obj, f.name), other) for f in dataclasses.fields(obj)}
         return {"type": type(obj).__name__, **fields}
     if isinstance(obj, tuple | list):
-        return [to_data(item) for item in obj]
+        return [to_data(item, other) for item in obj]
     if obj is None or isinstance(obj, bool | int | float | str):
         return obj
-    raise TypeError(f"{type(obj).__name__} is not a value")
+    return other(obj)
 
 
 def _problem(path: str, error: pydantic.ValidationError) -> str:

@@ -13,12 +13,14 @@ import torch
 
 from pixelspace.config import read_json, to_data
 from pixelspace.errors import DataError
+from pixelspace.evaluation.features import Extractor
 from pixelspace.evaluation.intervals import repeats
 from pixelspace.evaluation.protocols import Protocol, Questions
 from pixelspace.files import publish
 from pixelspace.types import Number
 
 FILE = "report.json"
+_HOLDS = {"protocol", "fingerprint", "images", "reference", "networks", "numbers", "notes", "software"}
 _PACKAGES = ("pixelspace", "torch", "numpy", "pillow", "transformers")
 
 
@@ -34,13 +36,25 @@ def software(device: torch.device) -> dict[str, Any]:
     return {**found, "device": f"{device.type} ({name})", "threads": torch.get_num_threads()}
 
 
+def _extractor(obj: Any) -> dict[str, Any]:
+    if not isinstance(obj, Extractor):
+        raise TypeError(f"{type(obj).__name__} is neither a value nor an extractor")
+    return {"type": type(obj).__name__, "name": obj.name, "outputs": dict(obj.outputs)}
+
+
+def described(protocol: Protocol | Questions) -> dict[str, Any]:
+    """A protocol as plain data; an extractor of one's own, which is no value, by its name and outputs."""
+    return to_data(protocol, _extractor)
+
+
 def fingerprint(protocol: Protocol | Questions) -> str:
     """Twelve hexadecimal digits that any change of a protocol changes."""
-    return hashlib.sha256(json.dumps(to_data(protocol), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(described(protocol), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def summarised(runs: Sequence[Sequence[Number]], suffix: str) -> list[dict[str, Any]]:
-    """Each number over repeated runs: the mean, and of several runs also their values, deviation and least."""
+    """Each number over repeated runs: the mean, and of several runs also their values, deviation and least, and the
+    details of each that are not those of all."""
     rows = []
     for same in zip(*runs, strict=True):
         values = [number.value for number in same]
@@ -48,17 +62,36 @@ def summarised(runs: Sequence[Sequence[Number]], suffix: str) -> list[dict[str, 
             "name": f"{same[0].name}{suffix}",
             "value": repeats(values).mean if len(values) > 1 else values[0],
             "better": "lower" if same[0].lower_is_better else "higher",
-            "details": dict(same[0].details),
+            "details": {
+                key: detail
+                for key, detail in same[0].details.items()
+                if all(number.details.get(key) == detail for number in same)
+            },
         }
         if len(values) > 1:
-            row["runs"] = {"values": values, **vars(repeats(values))}
+            others = [{k: v for k, v in number.details.items() if k not in row["details"]} for number in same]
+            row["runs"] = {"values": values, **vars(repeats(values)), "details": others}
         rows.append(row)
     return rows
 
 
+def shown(value: Any) -> str:
+    """A value as text of one line."""
+    if isinstance(value, float):
+        return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
+    text = json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
+    return " ".join(text.splitlines())
+
+
+def table_row(*cells: Any) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(shown(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
 @dataclass(frozen=True)
 class Report:
-    """A report as plain data: `protocol`, `images`, `reference`, `networks`, `numbers`, `notes`, `software`."""
+    """A report as plain data: `protocol` and its `fingerprint`, `images`, `reference`, `networks`, `numbers`, `notes`,
+    `software`."""
 
     data: Mapping[str, Any]
 
@@ -79,21 +112,21 @@ class Report:
 
     def markdown(self) -> str:
         """Tables of the numbers and of what made them."""
-        lines = [f"# {self.data['images']['source']}", "", self.line, ""]
+        lines = [f"# {shown(self.data['images']['source'])}", "", shown(self.line), ""]
         lines += ["| metric | value | better | how sure |", "|---|---|---|---|"]
         for row in self.data["numbers"]:
-            details = {key: shown(value) for key, value in row["details"].items()}
+            details = row["details"]
             if runs := row.get("runs"):
-                details = {"std over seeds": shown(runs["std"]), "minimum": shown(runs["minimum"]), **details}
-            said = ", ".join(f"{key} {value}" for key, value in details.items())
-            lines.append(f"| {row['name']} | {shown(row['value'])} | {row['better']} | {said} |")
+                details = {"std over seeds": runs["std"], "minimum": runs["minimum"], **details}
+            said = ", ".join(f"{key} {shown(value)}" for key, value in details.items())
+            lines.append(table_row(row["name"], row["value"], row["better"], said))
         if self.data["notes"]:
-            lines += ["", *(f"- {note}" for note in self.data["notes"])]
+            lines += ["", *(f"- {shown(note)}" for note in self.data["notes"])]
         lines += ["", "| made with | |", "|---|---|"]
         for key, entry in (("images", self.data["images"]), ("reference", self.data["reference"] or {})):
-            lines += [f"| {key}: {name} | {shown(value)} |" for name, value in entry.items()]
-        lines += [f"| network: {net['name']} | {net['sha256']} |" for net in self.data["networks"]]
-        lines += [f"| {name} | {value} |" for name, value in self.data["software"].items()]
+            lines += [table_row(f"{key}: {name}", value) for name, value in entry.items()]
+        lines += [table_row(f"network: {net['name']}", net["sha256"]) for net in self.data["networks"]]
+        lines += [table_row(name, value) for name, value in self.data["software"].items()]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> Path:
@@ -105,21 +138,14 @@ class Report:
         return folder / "report.md"
 
 
-def shown(value: Any) -> str:
-    """A value as a table has it."""
-    if isinstance(value, float):
-        return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
-    text = json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def read_report(path: Path) -> Report:
     """The report of a folder.
 
     Raises:
+        UserError: there is none, or it is not JSON.
         DataError: it is something else.
     """
     data = read_json(path / FILE if path.is_dir() else path)
-    if not isinstance(data, dict) or not {"protocol", "numbers", "images"} <= data.keys():
+    if not isinstance(data, dict) or not data.keys() >= _HOLDS:
         raise DataError(f"{path}: is no report of `pixelspace evaluate`")
     return Report(data)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pixelspace.config import nearest
 from pixelspace.errors import UserError
-from pixelspace.evaluation.report import Report, shown
+from pixelspace.evaluation.report import Report, table_row
 from pixelspace.files import publish
 
 SETTINGS: dict[str, type] = {"guidance": float, "steps": int, "sampler": str}
@@ -33,7 +33,7 @@ def points_of(sweeps: Sequence[str]) -> list[dict[str, Any]]:
     axes: dict[str, list[Any]] = {}
     for sweep in sweeps:
         name, eq, text = sweep.partition("=")
-        if not eq or not text:
+        if not eq or "" in text.split(","):
             raise UserError(f"--sweep {sweep}: expected NAME=VALUE,VALUE,...")
         if name not in SETTINGS:
             raise UserError(f"--sweep {sweep}: no setting {name!r}; {nearest(name, SETTINGS)}")
@@ -55,10 +55,8 @@ def folder_of(settings: Mapping[str, Any]) -> str:
 
 def _table(points: Sequence[Point]) -> str:
     axes, names = list(points[0].settings), list(points[0].report.numbers)
-    lines = [points[0].report.line, "", f"| {' | '.join(axes + names)} |", "|" + "---|" * len(axes + names)]
-    for point in points:
-        cells = [*point.settings.values(), *point.report.numbers.values()]
-        lines.append(f"| {' | '.join(shown(cell) for cell in cells)} |")
+    lines = [points[0].report.line, "", table_row(*axes, *names), "|" + "---|" * len(axes + names)]
+    lines += [table_row(*point.settings.values(), *point.report.numbers.values()) for point in points]
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +73,7 @@ def _curves(points: Sequence[Point], axis: str, path: Path) -> None:
             others = folder_of({key: value for key, value in point.settings.items() if key != axis})
             lines.setdefault(others, []).append((point.settings[axis], point.report.numbers[name]))
         for label, line in lines.items():
-            axes.plot(*zip(*line, strict=True), "o-", markersize=3, label=label or None)
+            axes.plot(*zip(*sorted(line), strict=True), "o-", markersize=3, label=label or None)
         axes.set(title=name, xlabel=axis)
         if len(lines) > 1:
             axes.legend(fontsize="small")
@@ -83,7 +81,8 @@ def _curves(points: Sequence[Point], axis: str, path: Path) -> None:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of (lower is better, higher is better) no other point beats in both, by the first coordinate."""
+    """Which of (lower is better, higher is better) no other point is as good as in both and better than in one, by the
+    first coordinate (Pareto's front)."""
 
     def beaten(i: int) -> bool:
         x, y = points[i]
@@ -100,7 +99,7 @@ def _pareto(points: Sequence[Point], distance: str, score: str, path: Path) -> N
     axes = figure.add_subplot()
     axes.plot(*zip(*pairs, strict=True), "o", color="tab:grey")
     best = front(pairs)
-    axes.plot(*zip(*(pairs[i] for i in best), strict=True), "o-", color="tab:blue", label="not beaten in both")
+    axes.plot(*zip(*(pairs[i] for i in best), strict=True), "o-", color="tab:blue", label="nothing better in both")
     for point, pair in zip(points, pairs, strict=True):
         axes.annotate(folder_of(point.settings), pair, fontsize=6, xytext=(3, 3), textcoords="offset points")
     axes.set(xlabel=f"{distance} (lower is better)", ylabel=f"{score} (higher is better)")
