@@ -1,9 +1,11 @@
 """From images to a report: features computed once, metrics of them, and the record of both."""
 
+import fcntl
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ from torch import Tensor
 
 from pixelspace.config import to_data
 from pixelspace.errors import DataError, UserError
-from pixelspace.evaluation.blocks import Network, Rows, compute
-from pixelspace.evaluation.features import Extractor
+from pixelspace.evaluation.blocks import BEGUN, Network, Rows, compute
+from pixelspace.evaluation.features import Extractor, Opened
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.metrics import Frechet, Metric, Wants
 from pixelspace.evaluation.protocols import Protocol
-from pixelspace.evaluation.reference_file import OutputHeader, ReferenceHeader, write_reference
+from pixelspace.evaluation.reference_file import OutputHeader, ReferenceHeader, require_new, write_reference
 from pixelspace.evaluation.references import Reference
-from pixelspace.evaluation.report import Report, fingerprint, software, summarised
+from pixelspace.evaluation.report import Report, described, fingerprint, software, summarised
 from pixelspace.evaluation.stats import Moments
 from pixelspace.evaluation.weights import Weights
 from pixelspace.types import Number
@@ -49,9 +51,11 @@ class Known:
     """
 
     def __init__(self, metrics: Sequence[Metric], file: Reference | None):
-        self.file, self.computed = file, None
+        self.file = file
+        self.computed: Rows | None = None
         self.lacking = list[Metric]()
         self._named: dict[tuple[str, Wants], str] = {}
+        self._moments: dict[str, Moments] = {}
         for metric in metrics:
             if metric.wants == "nothing":
                 continue
@@ -61,22 +65,19 @@ class Known:
             else:
                 self._named[metric.key, metric.wants] = name
 
-    computed: Rows | None
-
-    def headers(self, networks: Sequence[Network]) -> tuple[OutputHeader, ...]:
-        """What the file should have been made with, by the names it gives."""
-        found = {}
-        for extractor, opened in networks:
-            for (key, _), name in self._named.items():
-                if key in map(extractor.key, extractor.outputs):
-                    found[name] = OutputHeader(name, extractor.name, opened.sha256)
-        return tuple(found.values())
+    def headers(self, extractor: Extractor, opened: Opened) -> tuple[OutputHeader, ...]:
+        """How what is taken of the file should have been made where it stands for this network, by the file's names."""
+        keys = set(map(extractor.key, extractor.outputs))
+        names = {name for (key, _), name in self._named.items() if key in keys}
+        return tuple(OutputHeader(name, extractor.name, opened.sha256) for name in sorted(names))
 
     def moments(self, key: str) -> Moments:
         """As the metrics that want moments read them."""
         if self.file is not None and (name := self._named.get((key, "moments"))):
             return self.file.moments_of(name)
-        return self._computed.moments(key)
+        if key not in self._moments:  # of every seed
+            self._moments[key] = self._computed.moments(key)
+        return self._moments[key]
 
     def rows(self, key: str) -> Tensor:
         """As the metrics that want all features read them."""
@@ -95,7 +96,12 @@ def _opened(metrics: Sequence[Metric], computing: Computing) -> list[Network]:
     for metric in metrics:
         if metric.extractor not in extractors:
             extractors.append(metric.extractor)
-    return [(extractor, extractor.open(computing.weights, computing.device)) for extractor in extractors]
+    read = [metric.extractor for metric in metrics if metric.reads_captions]
+    networks = [(extractor, extractor.open(computing.weights, computing.device)) for extractor in extractors]
+    return [
+        (extractor, opened if extractor in read else replace(opened, embed_text=None, cut_off=None))
+        for extractor, opened in networks
+    ]
 
 
 def _notes(metrics: Sequence[Metric], made: Rows, known: Known) -> list[str]:
@@ -141,6 +147,9 @@ def evaluate(
     began = time.monotonic()
     metrics = protocol.metrics if metrics is None else metrics
     first = sets[0]
+    seeds = list(range(protocol.seed, protocol.seed + protocol.repeats))[: len(sets)]
+    if all(metric.wants == "nothing" for metric in metrics):
+        reference = None
     file = reference if isinstance(reference, Reference) else None
     known_images = reference if isinstance(reference, Images) else file.images if file is not None else None
     known = Known(metrics, file)
@@ -154,9 +163,14 @@ def evaluate(
             f"{file.path}: has no {what} of {known.lacking[0].key} for {names}, only {has}; give images or another "
             f"file as --reference, or leave them out by --metric"
         )
-    if any(metric.reads_captions for metric in metrics) and captions is None:
-        raise UserError("prompts: CLIPScore compares images with their captions: give them by --prompts")
+    readers = [metric.name for metric in metrics if metric.reads_captions]
+    if readers and captions is None:
+        raise UserError(f"prompts: {readers[0]} compares images with their captions: give them by --prompts")
+    if captions is not None and not readers and protocol.labels != "captions":
+        raise UserError(f"prompts: nothing that is asked of {protocol.name} reads captions; leave them out")
     for images in sets:
+        if len(images) < 2:
+            raise DataError(f"{images.source}: {len(images)} images; two or more are needed")
         if captions is not None and len(captions) != len(images):
             raise UserError(f"prompts: {len(captions):,} lines for {len(images):,} images")
     if known.lacking and known_images is not None and known_images.shape != first.shape:
@@ -166,7 +180,9 @@ def evaluate(
         )
     networks = _opened(metrics, computing)
     notes = list(first.notes)
-    if file is not None and (wrong := file.mismatches(_expected(file, known.headers(networks), protocol, first))):
+    if len(sets) < protocol.repeats:
+        notes.append(f"{len(sets)} set of images, where {protocol.name} judges {protocol.repeats}, one a seed")
+    if file is not None and (wrong := _mismatches(file, known, networks, protocol, first)):
         if not computing.trust:
             raise UserError(f"{file.path}: {'; '.join(wrong)}; take another reference, or add --trust-reference")
         notes += [f"reference: {what}" for what in wrong]
@@ -175,31 +191,34 @@ def evaluate(
     if known.lacking and known_images is not None:
         needed = [network for network in networks if any(metric.extractor == network[0] for metric in known.lacking)]
         known.computed = compute(known_images, needed, reference_features or out / "reference", **split)
+        notes += [f"reference: {note}" for note in known_images.notes]
     made = []
-    for images, seed in zip(sets, _seeds(protocol), strict=False):
+    for images, seed in zip(sets, seeds, strict=True):
         folder = out / (f"features-seed-{seed}" if len(sets) > 1 else "features")
-        made.append(compute(images, networks, folder, captions=captions, keep=computing.keep, **split))
+        read = captions if readers else None
+        made.append(compute(images, networks, folder, captions=read, keep=computing.keep, **split))
     if not all(rows.complete for rows in (*made, known.computed) if rows is not None):
         return None
-    runs: list[list[Number]] = []
-    for rows, seed in zip(made, _seeds(protocol), strict=False):
-        runs.append([number for metric in metrics for number in metric.numbers(rows, known, seed)])
     for rows in made:
         notes += [note for note in _notes(metrics, rows, known) if note not in notes]
+    runs: list[list[Number]] = []
+    for rows, seed in zip(made, seeds, strict=True):
+        runs.append([number for metric in metrics for number in metric.numbers(rows, known, seed)])
     labelled = "" if len(first) == protocol.count else f" ({len(first):,} images, not {protocol.count:,})"
     for extractor, opened in networks:
         if captions is not None and opened.cut_off is not None and (long := int(opened.cut_off(captions).sum())):
             notes.append(f"{long:,} captions are longer than {extractor.name} reads; their ends are left out")
     report = Report(
         {
-            "protocol": to_data(protocol),
+            "protocol": described(protocol),
             "fingerprint": fingerprint(protocol),
             "images": {
                 "source": first.source,
                 "count": len(first),
                 "shape": list(first.shape),
                 "fingerprints": [images.fingerprint for images in sets],
-                "seeds": list(_seeds(protocol))[: len(sets)],
+                "seeds": seeds,
+                **({"captions sha256": made[0].described.captions} if readers else {}),
                 **(about or {}),
             },
             "reference": _about(file, known_images if known.lacking else None),
@@ -219,15 +238,17 @@ def evaluate(
     return report
 
 
-def _expected(
-    file: Reference, outputs: tuple[OutputHeader, ...], protocol: Protocol, images: Images
-) -> ReferenceHeader:
-    crop = file.header.crop if file.header is not None and file.header.crop == AS_THEY_ARE else protocol.crop
-    return ReferenceHeader(outputs, QUANTISE, crop, images.shape[1:], images.source, images.fingerprint, len(images))
-
-
-def _seeds(protocol: Protocol) -> range:
-    return range(protocol.seed, protocol.seed + protocol.repeats)
+def _mismatches(
+    file: Reference, known: Known, networks: Sequence[Network], protocol: Protocol, images: Images
+) -> list[str]:
+    """Why what is taken of a file cannot be compared with what the networks make of `images`, in short phrases."""
+    crop = AS_THEY_ARE if file.header is not None and file.header.crop == AS_THEY_ARE else protocol.crop
+    size, found = images.shape[1:], list[str]()
+    for network in networks:
+        if outputs := known.headers(*network):
+            expected = ReferenceHeader(outputs, QUANTISE, crop, size, images.source, images.fingerprint, len(images))
+            found += [phrase for phrase in file.mismatches(expected) if phrase not in found]
+    return found
 
 
 def _sides(images: Images) -> str:
@@ -258,18 +279,42 @@ def reference_of(
     """Writes the statistics, and with `features` the features, of `images` by the protocol's networks into the file
     `out`; `crop` says how the images were cut. What is computed on the way stays beside it.
 
-    Of several processes those that find work of others missing at their end return None.
+    Of several processes those that find work of others missing at their end, or another at the writing, return None.
 
     Raises:
-        UserError: something stands at `out` already.
+        UserError: something stands at `out` already, it is no .safetensors, or no metric reads a reference.
         DataError: an image that cannot be read, or features that are not finite.
     """
+    require_new(out)
     metrics = [metric for metric in metrics or protocol.metrics if metric.wants != "nothing"]
+    if not metrics:
+        raise UserError(f"metric: nothing that is asked of {protocol.name} is compared with a reference")
     networks = _opened(metrics, computing)
     folder = out.with_name(f"{out.name}.features")
     rows = compute(images, networks, folder, rank=computing.rank, world=computing.world, progress=computing.progress)
-    if not rows.complete:
+    try:
+        begun = (folder / BEGUN).open("rb")
+    except FileNotFoundError:
         return None
+    with begun:
+        with suppress(OSError):  # where a file system has no locks, processes that end together may both write
+            fcntl.flock(begun, fcntl.LOCK_EX)
+        if not rows.complete:
+            return None
+        _write(out, images, rows, networks, metrics, crop, features)
+        shutil.rmtree(folder)
+    return out
+
+
+def _write(
+    out: Path,
+    images: Images,
+    rows: Rows,
+    networks: Sequence[Network],
+    metrics: Sequence[Metric],
+    crop: str,
+    features: bool,
+) -> None:
     headers, found, kept = [], {}, {}
     for extractor, opened in networks:
         for output in extractor.outputs:
@@ -289,5 +334,3 @@ def reference_of(
         count=len(images),
     )
     write_reference(out, header, found, kept)
-    shutil.rmtree(folder)
-    return out

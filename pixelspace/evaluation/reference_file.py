@@ -127,20 +127,25 @@ def _sealed(body: dict[str, Any]) -> dict[str, Any]:
     return {"kind": _KIND, "format": FORMAT, "sha256": digest, "body": body}
 
 
+def require_new(path: Path) -> None:
+    """Raises UserError where no statistics can be written: another suffix, or something stands there already."""
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: statistics are written as .safetensors, not {path.suffix or 'without a suffix'}")
+    if os.path.lexists(path):
+        raise UserError(f"{path}: exists already, and is not overwritten; give another name")
+
+
 def write_reference(
     path: Path, header: ReferenceHeader, moments: Mapping[str, Moments], features: Mapping[str, Tensor] | None = None
 ) -> None:
     """Publishes statistics by output, and features where they are to be kept, as one .safetensors.
 
     Raises:
-        UserError: another suffix, or something stands there already.
+        UserError: as `require_new`.
         DataError: what the header says is not what there is, or numbers are unsound.
         ResourceError: it cannot be written.
     """
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path}: statistics are written as .safetensors, not {path.suffix or 'without a suffix'}")
-    if os.path.lexists(path):
-        raise UserError(f"{path}: exists already, and is not overwritten; give another name")
+    require_new(path)
     tensors = {}
     for name, found in moments.items():
         if found.count != header.count:
