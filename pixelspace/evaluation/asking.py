@@ -3,14 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from pixelspace.config import to_data
+from pixelspace.config import read_json, to_data
+from pixelspace.data.decode import read
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.evaluate import Computing
 from pixelspace.evaluation.intervals import bootstrap
@@ -22,7 +23,7 @@ from pixelspace.evaluation.questions.graphs import answerable, dsg1k
 from pixelspace.evaluation.questions.humans import calibration, human_accuracy, read_human_counts
 from pixelspace.evaluation.questions.prompts import read_count_prompts
 from pixelspace.evaluation.questions.share import Share
-from pixelspace.evaluation.report import Report, fingerprint, software
+from pixelspace.evaluation.report import Report, fingerprint, software, summarised
 from pixelspace.evaluation.vqa import PretrainedVQA
 from pixelspace.files import publish
 from pixelspace.types import Number
@@ -30,22 +31,34 @@ from pixelspace.types import Number
 _AGAIN = "run the same command again"
 
 
+def _contents(images: Mapping[str, Path]) -> str:
+    """One hash of all files, by name."""
+    found = hashlib.sha256()
+    for name, path in sorted(images.items()):
+        try:
+            found.update(f"{name} {hashlib.sha256(read(path)).hexdigest()}\n".encode())
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return found.hexdigest()
+
+
 def _answers(
     folder: Path, items: Sequence[Any], asked: Sequence[Any], path: Path, vqa: str | None, computing: Computing
 ) -> tuple[Any, str, list[dict[str, str]]]:
-    """Answers by question, who gave them, and the network, if one did now."""
+    """Answers by question, who gave them, and the network, if one did."""
+    whose = path.with_name(f"{path.name}.network.json")
+    before = read_json(whose) if whose.is_file() else None
     if vqa is None:
         if not path.is_file():
             raise UserError(f"answers: {path} is not there yet; name a network that answers by --vqa")
-        return read_answers(path, items), f"answers of {path.name}", []
+        answers = read_answers(path, items)
+        return answers, before["name"] if before else f"answers of {path.name}", [before] if before else []
+    images = find_images(folder, asked)
     network = PretrainedVQA(vqa).open(computing.weights, computing.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whose = path.with_name(f"{path.name}.network.json")
-    stated = {"name": network.name, "sha256": network.sha256, "images": str(folder)}
-    if path.exists() and path.stat().st_size:
-        before = json.loads(whose.read_text(encoding="utf-8")) if whose.is_file() else None
-        if before != stated:
-            raise UserError(f"{path}: holds answers of another network or about other images; name another --answers")
+    stated = {"name": network.name, "sha256": network.sha256, "images sha256": _contents(images)}
+    if path.exists() and path.stat().st_size and before != stated:
+        raise UserError(f"{path}: holds answers of another network or about other images; name another --answers")
     publish(whose, json.dumps(stated).encode(), _AGAIN)
     with tqdm(desc=f"asking {folder.name}", unit="question", disable=not computing.progress) as bar:
 
@@ -53,7 +66,6 @@ def _answers(
             bar.total = total
             bar.update(done - bar.n)
 
-        images = find_images(folder, asked)
         return answer_questions(asked, images, network.answer, path, progress), network.name, [stated]
 
 
@@ -63,7 +75,7 @@ def _shares(prefix: str, shares: Sequence[Share], times: float = 100) -> list[Nu
 
 def _sure(name: str, values: Sequence[float], seed: int) -> Number:
     found = bootstrap(100 * torch.tensor(values, dtype=torch.float64), seed=seed)
-    return Number(name, found.value, False, {"95% from": found.low, "95% to": found.high, "images": len(values)})
+    return Number(name, found.value, False, {"95% from": found.low, "95% to": found.high, "of": len(values)})
 
 
 def _dsg(protocol: Questions, answer: Callable[..., Any]) -> tuple[list[Number], Any, list[str], int]:
@@ -87,7 +99,7 @@ def _counting(
             "prompts: counting needs the benchmark's prompts.csv, from google-deepmind/gecko_benchmark_t2i or "
             "google-deepmind/geckonum_benchmark_t2i: give it by --prompts"
         )
-    asked = read_count_prompts(prompts)
+    asked, people = read_count_prompts(prompts), None if human is None else read_human_counts(human)
     answers, who = answer(asked.items, asked.items)
     score = score_counts(asked, answers, scorer=who)
     numbers = [
@@ -103,8 +115,7 @@ def _counting(
         notes.append(f"{score.unreadable} answers name no number, and are wrong")
     if score.missing:
         notes.append(f"{len(score.missing)} images have no answers, and are wrong: {', '.join(score.missing[:5])}")
-    if human is not None:
-        people = read_human_counts(human)
+    if people is not None:
         by_people, agreed = human_accuracy(asked.items, people), calibration(asked.items, answers, people)
         numbers += [
             Number("people's count accuracy, questions", 100 * by_people.question_accuracy, False),
@@ -138,6 +149,8 @@ def ask(
     """
     if computing.world > 1:
         raise UserError(f"{protocol.name}: questions are asked by one process, found {computing.world}")
+    if protocol.kind == "dsg" and (prompts is not None or human is not None):
+        raise UserError(f"{protocol.name}: its questions are packaged, and nobody counts; leave out prompts and human")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {protocol.name} looks for images ITEM.png in one")
     began, networks = time.monotonic(), []
@@ -167,15 +180,7 @@ def ask(
             },
             "reference": None,
             "networks": networks,
-            "numbers": [
-                {
-                    "name": number.name,
-                    "value": number.value,
-                    "better": "lower" if number.lower_is_better else "higher",
-                    "details": dict(number.details),
-                }
-                for number in numbers
-            ],
+            "numbers": summarised([numbers], ""),
             "notes": notes,
             "software": {**software(computing.device), "seconds": round(time.monotonic() - began, 1)},
         }
