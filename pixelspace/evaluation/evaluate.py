@@ -23,6 +23,7 @@ from pixelspace.evaluation.reference_file import OutputHeader, ReferenceHeader, 
 from pixelspace.evaluation.references import Reference
 from pixelspace.evaluation.report import Report, described, fingerprint, software, summarised
 from pixelspace.evaluation.stats import Moments
+from pixelspace.evaluation.views import chosen
 from pixelspace.evaluation.weights import Weights
 from pixelspace.types import Number
 
@@ -152,6 +153,8 @@ def evaluate(
         reference = None
     file = reference if isinstance(reference, Reference) else None
     known_images = reference if isinstance(reference, Images) else file.images if file is not None else None
+    if known_images is not None and protocol.references is not None and len(known_images) > protocol.references:
+        known_images = chosen(known_images, protocol.references, protocol.seed)
     known = Known(metrics, file)
     if known.lacking and known_images is None:
         names = ", ".join(metric.name for metric in known.lacking)

@@ -32,9 +32,10 @@ Labels = Literal["balanced", "uniform", "captions", "none"]
 @value
 class Protocol:
     """How a number is made. `count` images are generated at the model's size and, where `size` says another, resized to
-    it; reference images are cut to the same size by `crop`. Image i of seed s has its label by `labels`: `balanced`
-    gives each class equally often in a mixed order, `uniform` draws it, `captions` takes line i of a list. With
-    `truncate` pixels are cut to 8 bits and not rounded, as ADM's sampler does. Each of `repeats` has a seed of its own.
+    it; reference images are cut to the same size by `crop`, and of more than `references` so many are drawn. Image i of
+    seed s has its label by `labels`: `balanced` gives each class equally often in a mixed order, `uniform` draws it,
+    `captions` takes line i of a list. With `truncate` pixels are cut to 8 bits and not rounded, as ADM's sampler does.
+    Each of `repeats` has a seed of its own.
     """
 
     name: str
@@ -47,10 +48,13 @@ class Protocol:
     truncate: bool = False
     seed: int = 0
     repeats: int = 1
+    references: int | None = None
 
     def __post_init__(self) -> None:
         if self.count < 2:
             raise ValueError(f"Protocol {self.name}: count must be at least 2, found {self.count}")
+        if self.references is not None and self.references < 2:
+            raise ValueError(f"Protocol {self.name}: references must be at least 2, found {self.references}")
         if self.repeats < 1:
             raise ValueError(f"Protocol {self.name}: repeats must be at least 1, found {self.repeats}")
         if not self.metrics:
@@ -171,6 +175,7 @@ def quick() -> Protocol:
             PrecisionRecall(seen, "lite0.pool"),
             DensityCoverage(seen, "lite0.pool"),
         ),
+        references=10_000,  # neighbours take the square of them
     )
 
 

@@ -235,6 +235,17 @@ def test_another_count_than_the_protocols_is_in_every_name(tmp_path):
     assert all(name.endswith(" (600 images, not 50,000)") for name in report.numbers)
 
 
+def test_more_reference_images_than_a_protocol_takes_are_drawn_from(tmp_path):
+    projected = Projected()
+    small = replace(protocol(projected.extractor), references=100)
+    report = evaluate(small, [made(PIXELS)], tmp_path, computing(), reference=made(KNOWN, "known"))
+    assert projected.seen == 608 + 128 and report is not None
+    assert report.data["reference"]["images"] == 100
+    assert report.data["notes"] == ["reference: 100 of 700 images, drawn by seed 0"]
+    few = evaluate(small, [made(PIXELS)], tmp_path / "few", computing(), reference=made(KNOWN[:90], "known"))
+    assert few is not None and few.data["reference"]["images"] == 90
+
+
 def test_repeats_give_mean_deviation_and_least(tmp_path):
     projected = Projected()
     small = protocol(projected.extractor, repeats=3, seed=4)

@@ -81,6 +81,7 @@ FID = Frechet("FID", Inception(), "inception.pool")
     [
         ({"count": 1}, "count must be at least 2, found 1"),
         ({"repeats": 0}, "repeats must be at least 1, found 0"),
+        ({"references": 1}, "references must be at least 2, found 1"),
         ({"metrics": ()}, "give at least one metric"),
         ({"metrics": (FID, FID)}, r"two metrics of one name among \['FID', 'FID'\]"),
         ({"labels": "some"}, "labels"),

@@ -147,6 +147,7 @@ CHANGED = {
     "truncate": True,
     "seed": 1,
     "repeats": 2,
+    "references": 999,
 }
 
 
