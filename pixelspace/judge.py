@@ -10,11 +10,14 @@ from pixelspace.api import Model, import_checkpoint, load
 from pixelspace.config import from_data, read_json, to_data
 from pixelspace.data.loader import split
 from pixelspace.errors import DataError, UserError
-from pixelspace.evaluation.evaluate import AS_THEY_ARE, Computing, evaluate, reference_of
+from pixelspace.evaluation.computing import Computing
+from pixelspace.evaluation.evaluate import evaluate
 from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.prompts import read_prompts
 from pixelspace.evaluation.protocols import Protocol, only
+from pixelspace.evaluation.reference_file import AS_THEY_ARE
+from pixelspace.evaluation.reference_making import reference_of
 from pixelspace.evaluation.references import Reference, read_reference
 from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images

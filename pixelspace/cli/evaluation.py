@@ -13,7 +13,7 @@ Repeated = Annotated[tuple[str, ...], UseAppendAction]
 
 def _computing(device: str, weights: Path | None, download: bool, quiet: bool, **more: Any) -> Any:
     from pixelspace import dist
-    from pixelspace.evaluation.evaluate import Computing
+    from pixelspace.evaluation.computing import Computing
     from pixelspace.evaluation.weights import Weights
 
     rank, world = dist.rank(), dist.world()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pixelspace.config import read_json, to_data
 from pixelspace.data.decode import read
 from pixelspace.errors import DataError, UserError
-from pixelspace.evaluation.evaluate import Computing
+from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.intervals import bootstrap
 from pixelspace.evaluation.protocols import Questions
 from pixelspace.evaluation.questions.answers import answer_questions, find_images, read_answers

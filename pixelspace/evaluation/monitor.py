@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from pixelspace.config import value
 from pixelspace.errors import UserError
-from pixelspace.evaluation.evaluate import Computing, evaluate
+from pixelspace.evaluation.computing import Computing
+from pixelspace.evaluation.evaluate import evaluate
 from pixelspace.evaluation.protocols import Protocol
 from pixelspace.evaluation.views import Made
 from pixelspace.evaluation.weights import Weights

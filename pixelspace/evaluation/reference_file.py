@@ -25,6 +25,7 @@ from pixelspace.files import publish
 from pixelspace.foreign import read_safetensors
 
 FORMAT = 1
+QUANTISE, AS_THEY_ARE = "8 bits", "as they are"  # what `quantise` and `crop` of a header may say
 _KIND, _KEY = "pixelspace reference", "pixelspace"
 _ASYMMETRY = 1e-6  # of the greatest entry; sums of outer products in float64 stay below 1e-12
 

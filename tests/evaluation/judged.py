@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.custom import Custom
-from pixelspace.evaluation.evaluate import Computing
 from pixelspace.evaluation.metrics import DensityCoverage, Frechet, Kernel, PrecisionRecall, Vendi
 from pixelspace.evaluation.protocols import Protocol
 from pixelspace.evaluation.views import Made

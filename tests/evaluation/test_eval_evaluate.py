@@ -13,14 +13,15 @@ import torch
 from pixelspace.data.emoji import Emoji
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.custom import Custom
-from pixelspace.evaluation.evaluate import AS_THEY_ARE, evaluate, reference_of
+from pixelspace.evaluation.evaluate import evaluate
 from pixelspace.evaluation.frechet import frechet_distance
 from pixelspace.evaluation.kernel import kid
 from pixelspace.evaluation.metrics import CMMD, CLIPScore, Frechet, InceptionScore, PrecisionRecall, Vendi
 from pixelspace.evaluation.neighbours import manifolds
 from pixelspace.evaluation.pretrained import CLIP
 from pixelspace.evaluation.protocols import Protocol, quick
-from pixelspace.evaluation.reference_file import read_own
+from pixelspace.evaluation.reference_file import AS_THEY_ARE, read_own
+from pixelspace.evaluation.reference_making import reference_of
 from pixelspace.evaluation.references import read_reference
 from pixelspace.evaluation.report import Report, fingerprint, read_report
 from pixelspace.evaluation.scores import cosines, vendi_score
