@@ -142,6 +142,17 @@ def ffhq50k() -> Protocol:
     )
 
 
+def clean50k() -> Protocol:
+    """Parmar et al. 2022: clean-fid's FID and KID, for any images."""
+    seen = Inception("clean")
+    return Protocol(
+        name="clean50k",
+        about="any images, 50,000: FID and KID as clean-fid makes them",
+        count=50_000,
+        metrics=(Frechet("FID", seen, "inception.pool"), Kernel("KID", seen, "inception.pool")),
+    )
+
+
 def _fvd(name: str, what: str, labels: Labels) -> Protocol:
     return Protocol(
         name=name,
@@ -184,6 +195,7 @@ PROTOCOLS: dict[str, Callable[[], Protocol]] = {
     "edm2": edm2,
     "coco30k": coco30k,
     "ffhq50k": ffhq50k,
+    "clean50k": clean50k,
     "ucf-fvd": ucf_fvd,
     "webvid-fvd": webvid_fvd,
     "quick": quick,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,11 @@ def _curves(points: Sequence[Point], axis: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(points[0].report.numbers)
-    figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3 * rows), layout="constrained")
     for at, name in enumerate(names, 1):
-        axes = figure.add_subplot(1, len(names), at)
+        axes = figure.add_subplot(rows, columns, at)
         lines: dict[str, list[tuple[Any, float]]] = {}
         for point in points:
             others = folder_of({key: value for key, value in point.settings.items() if key != axis})

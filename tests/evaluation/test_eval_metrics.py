@@ -151,3 +151,10 @@ def test_a_metric_reads_what_it_says_and_nothing_else(metric, wants):
     numbers = metric.numbers(MADE, Only(KNOWN, {wants}), 0)
     assert numbers == metric.numbers(MADE, KNOWN, 0)
     assert metric.key == metric.extractor.key(metric.output)
+
+
+def test_where_a_subset_would_be_all_rows_there_is_one_distance_and_no_deviation():
+    known = Rows(60, 3)
+    (found,) = Kernel("KD", NET, POOL, subsets=5, size=1000).numbers(MADE, known, seed=3)
+    assert found.value == pytest.approx(kid(X, known.rows(NET.key(POOL)), subsets=1, size=60, seed=0).mean, rel=1e-12)
+    assert found.details == {"all rows": 60}

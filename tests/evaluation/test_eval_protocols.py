@@ -27,6 +27,7 @@ PUBLISHED = {
         },
     ),
     "ffhq50k": (50_000, 1, {"FID": "clean", "FD-DINOv2": "dinov2-large", "KD-DINOv2": "dinov2-large"}),
+    "clean50k": (50_000, 1, {"FID": "clean", "KID": "clean"}),
     "ucf-fvd": (2048, 1, {"FVD": "I3D"}),
     "webvid-fvd": (2048, 1, {"FVD": "I3D"}),
     "quick": (
