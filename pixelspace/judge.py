@@ -10,12 +10,13 @@ from pixelspace.api import Model, import_checkpoint, load
 from pixelspace.config import from_data, read_json, to_data
 from pixelspace.data.loader import split
 from pixelspace.errors import DataError, UserError
+from pixelspace.evaluation.arrays import IMAGES
 from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.evaluate import evaluate
-from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.images import Images
+from pixelspace.evaluation.npy import npz_members, open_npy
 from pixelspace.evaluation.prompts import read_prompts
-from pixelspace.evaluation.protocols import Protocol, only
+from pixelspace.evaluation.protocols import Protocol, clips, only
 from pixelspace.evaluation.reference_file import AS_THEY_ARE
 from pixelspace.evaluation.reference_making import reference_of
 from pixelspace.evaluation.references import Reference, read_reference
@@ -26,18 +27,46 @@ from pixelspace.evaluation.views import Made, chosen, resized, samples
 from pixelspace.nn.weights import digest
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
+from pixelspace.store import MANIFEST
 from pixelspace.training.checkpoint import candidates
 from pixelspace.training.stage import Recipe
 
 _WEIGHTS = (".pth", ".pt", ".ckpt")
 _STATISTICS = (".safetensors", ".npz", ".pkl", ".pt", ".npy")
+_BATCH = 16
+_MAX_COUNT = 100_000_000
+_OURS = ("report.json", "features", "features-seed-", "reference", "sweep.json", "scores.json", "answers.csv")
 
 
 def is_model(path: Path) -> bool:
     """Whether `path` is a run, stage, checkpoint, model folder or another system's weights, not images."""
     if path.is_file():
         return path.suffix.lower() in _WEIGHTS or path.suffix.lower() == ".safetensors"
-    return any((path / name).exists() for name in ("recipe.json", "checkpoints", "MANIFEST.json"))
+    return any((path / name).exists() for name in ("recipe.json", "checkpoints", MANIFEST))
+
+
+def default_out(target: Path, name: str) -> Path:
+    """Where what is found by the protocol `name` is written unless another folder is given: in a run or a stage; but
+    nothing is added to images, nor to a model or a checkpoint, whose manifest counts every file."""
+    if target.is_dir() and is_model(target) and not (target / MANIFEST).exists():
+        return target / "evaluations" / name
+    return Path("evaluations") / f"{target.resolve().name}-{name}"
+
+
+def require_place(out: Path, *apart: Path) -> None:
+    """Raises UserError where an evaluation must not be written: into `apart`, a model or a checkpoint, or among what is
+    not an evaluation's."""
+    at = out.resolve()
+    for folder in (at, *at.parents):
+        if folder.is_file():
+            raise UserError(f"{out}: {folder.name} is a file; give another --out")
+        if any(folder == one.resolve() for one in apart):
+            raise UserError(f"{out}: lies in the images of {folder.name}, and would be among them; give another --out")
+        if (folder / MANIFEST).exists():
+            raise UserError(f"{out}: lies in {folder.name}, whose manifest counts every file; give another --out")
+    there = [path.name for path in at.iterdir()] if at.is_dir() else []
+    if there and not any(name.startswith(_OURS) or "=" in name for name in there):
+        raise UserError(f"{out}: holds something else ({min(there)!r}); give a new or empty folder as --out")
 
 
 def open_model(path: Path, device: str) -> Model:
@@ -82,9 +111,12 @@ def drawn(
         )
         return images.permute(0, 3, 1, 2)
 
-    made_by = f"{digest(model.backbone.state_dict())}, {to_data(config)}, {to_data(sampling)}, batch {batch}"
-    key = Rng(seed).key(made_by, str(to_data(protocol)))
-    return Made(source, f"{key:016x}", (3, *config.size), count, draw, batch * math.ceil(64 / batch))
+    weights = digest(model.backbone.state_dict())
+    labelled = f"{protocol.labels} of {protocol.count}, {protocol.truncate}"
+    key = Rng(seed).key(f"{weights}, {to_data(config)}, {to_data(sampling)}, batch {batch}, {labelled}")
+    by = f"{sampling.solver} {sampling.steps} steps, guidance {sampling.guidance:g}, seed {seed}, batch {batch}"
+    fingerprint = f"weights {weights[:8]}, {by}, {key:016x}"
+    return Made(source, fingerprint, (3, *config.size), count, draw, batch * math.ceil(64 / batch))
 
 
 def _recipe(run: Path) -> Recipe:
@@ -117,20 +149,32 @@ def training_images(run: Path, cache: Path | None) -> Images | None:
     return samples(dataset, ids, stage.size, crop)
 
 
+def _holds_statistics(path: Path) -> bool:
+    """Whether a file is to be read as statistics or features, and not as images: arrays may be either."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        members = npz_members(path)
+        return IMAGES not in members or "mu" in members
+    return len(open_npy(path).shape) < 4 if suffix == ".npy" else suffix in _STATISTICS
+
+
 def _reference(path: Path, protocol: Protocol, shape: Sequence[int], cache: Path | None) -> Reference | Images:
-    if path.is_dir() or path.suffix.lower() not in _STATISTICS:
-        clips = len(shape) == 4
-        size = None if clips else (int(shape[1]), int(shape[2]))
-        return open_images(path, cache=cache, size=size, crop=None if clips else protocol.crop, clips=clips)
-    return read_reference(path, cache=cache)
+    if not path.exists():
+        raise UserError(f"reference: {path}: no such file or folder")
+    if path.is_dir() and is_model(path):
+        raise UserError(f"reference: {path}: is a run or a model; give images or statistics")
+    if path.is_file() and _holds_statistics(path):
+        return read_reference(path, cache=cache)
+    moving = len(shape) == 4
+    size = None if moving else (int(shape[1]), int(shape[2]))
+    return open_images(path, cache=cache, size=size, crop=None if moving else protocol.crop, clips=moving)
 
 
 def _counted(images: Images, protocol: Protocol, count: int, seed: int) -> Images:
     if len(images) < count:
-        raise DataError(
-            f"{images.source}: {len(images):,} images, {protocol.name} needs {count:,}; make more, or give --count "
-            f"{len(images)}, and the numbers are labelled with it"
-        )
+        fewer = f", or give --count {len(images)}, and the numbers are labelled with it" if len(images) > 1 else ""
+        needed = f"{count:,} are asked for" if count != protocol.count else f"{protocol.name} needs {count:,}"
+        raise DataError(f"{images.source}: {len(images):,} images, {needed}; make more{fewer}")
     return chosen(images, count, seed) if len(images) > count else images
 
 
@@ -160,21 +204,51 @@ class Task:
     prompts: Path | None = None
     vae: Path | None = None
     settings: tuple[tuple[str, Any], ...] = ()
-    batch: int = 16
+    seed: int | None = None
+    repeats: int | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and not 2 <= self.count <= _MAX_COUNT:
+            raise UserError(f"count must be from 2 to {_MAX_COUNT:,}, found {self.count}")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"batch must be at least 1, found {self.batch}")
+
+    @property
+    def seeded(self) -> Protocol:
+        """The protocol with the seeds that are asked for."""
+        given = {"seed": self.seed, "repeats": self.repeats}
+        return replace(self.protocol, **{name: value for name, value in given.items() if value is not None})
 
 
-def _judged(task: Task, model: Model | None, count: int, cache: Path | None) -> tuple[list[Images], dict[str, Any]]:
-    protocol = task.protocol
+def _opened(task: Task, device: str) -> Model | None:
+    """The model that is to be judged; None: images are."""
+    target = task.target
+    if not target.exists():
+        raise UserError(f"{target}: no such file or folder")
+    if not is_model(target):
+        if task.settings or task.vae or task.batch is not None:
+            raise UserError(f"{target}: holds images, and settings of sampling change nothing of them; leave them out")
+        if task.repeats is not None and task.repeats > 1:
+            raise UserError(f"{target}: holds one set of images, found repeats={task.repeats}; leave it out")
+        return None
+    if clips(task.protocol):
+        raise UserError(f"{task.protocol.name} judges clips, and {target} is a model that makes images")
+    model = open_model(target, device)
+    return model if task.vae is None else model.use_vae(task.vae)
+
+
+def _sets(
+    task: Task, protocol: Protocol, model: Model | None, cache: Path | None
+) -> tuple[list[Images], dict[str, Any]]:
+    count = protocol.count if task.count is None else task.count
     if model is None:
-        clips = any(isinstance(metric.extractor, I3D) for metric in protocol.metrics)
-        found = open_images(task.target, cache=cache, clips=clips)
+        found = open_images(task.target, cache=cache, clips=clips(protocol))
         return [_counted(_sized(found, protocol), protocol, count, protocol.seed)], {}
-    settings = dict(task.settings)
+    batch, settings = task.batch or _BATCH, dict(task.settings)
     sampling = model.plan(settings.get("steps"), settings.get("sampler"), settings.get("guidance"))
     sets = [
-        _sized(
-            drawn(model, protocol, count, seed, source=str(task.target), settings=settings, batch=task.batch), protocol
-        )
+        _sized(drawn(model, protocol, count, seed, source=str(task.target), settings=settings, batch=batch), protocol)
         for seed in range(protocol.seed, protocol.seed + protocol.repeats)
     ]
     about = {
@@ -183,41 +257,23 @@ def _judged(task: Task, model: Model | None, count: int, cache: Path | None) -> 
         "precision": model.config.precision,
         "pixels": "cut off to 8 bits" if protocol.truncate or model.config.codec.truncates else "rounded to 8 bits",
         "labels": protocol.labels if model.config.backbone.num_classes else "none",
-        "batch": task.batch,
+        "batch": batch,
     }
     return sets, about
 
 
-def judge(
-    task: Task, out: Path, computing: Computing, *, cache: Path | None = None, shared: Path | None = None
+def _judged(
+    task: Task, model: Model | None, out: Path, computing: Computing, cache: Path | None, shared: Path | None
 ) -> Report | None:
-    """Judges a model's images or those of a folder, archive or array, and writes a report into `out`.
-
-    A run is compared with its own training images unless a reference is named. Features of reference images are kept
-    in `shared`, by default in `out`; see `evaluate`.
-
-    Raises:
-        PixelspaceError: what cannot be meant, read or had, in one line.
-    """
-    protocol, target = task.protocol, task.target
-    if not target.exists():
-        raise UserError(f"{target}: no such file or folder")
-    count = protocol.count if task.count is None else task.count
-    if count < 2:
-        raise UserError(f"count must be at least 2, found {count}")
+    protocol = task.seeded
     metrics = only(protocol, task.metrics)
-    model = open_model(target, str(computing.device)) if is_model(target) else None
-    if model is None and (task.settings or task.vae):
-        raise UserError(f"{target}: holds images, and settings of sampling change nothing of them; leave them out")
-    if model is not None and task.vae is not None:
-        model.use_vae(task.vae)
-    sets, about = _judged(task, model, count, cache)
+    captions = read_prompts(task.prompts) if task.prompts is not None else None
+    sets, about = _sets(task, protocol, model, cache)
     reference: Reference | Images | None = None
     if task.reference is not None:
         reference = _reference(task.reference, protocol, sets[0].shape, cache)
     elif model is not None and any(metric.wants != "nothing" for metric in metrics):
-        reference = training_images(target, cache)
-    captions = read_prompts(task.prompts) if task.prompts is not None else None
+        reference = training_images(task.target, cache)
     return evaluate(
         protocol,
         sets,
@@ -231,6 +287,26 @@ def judge(
     )
 
 
+def _apart(task: Task) -> list[Path]:
+    """Folders of images that are judged or compared with."""
+    folders = [task.target, *([task.reference] if task.reference is not None else [])]
+    return [path for path in folders if path.is_dir() and not is_model(path)]
+
+
+def judge(task: Task, out: Path, computing: Computing, *, cache: Path | None = None) -> Report | None:
+    """Judges a model's images or those of a folder, archive or array, and writes a report into `out`.
+
+    A run is compared with its own training images unless a reference is named. Of several processes those that find
+    work of others missing at their end return None.
+
+    Raises:
+        PixelspaceError: what cannot be meant, read or had, in one line.
+    """
+    model = _opened(task, str(computing.device))
+    require_place(out, *_apart(task))
+    return _judged(task, model, out, computing, cache, None)
+
+
 def sweep(
     task: Task,
     points: Sequence[Mapping[str, Any]],
@@ -239,23 +315,33 @@ def sweep(
     *,
     cache: Path | None = None,
 ) -> list[Point] | None:
-    """Judges a model at each of `points`, settings of its sampling, each in a folder of its own below `out`.
+    """Judges a model at each of `points`, settings of its sampling, each in a folder of its own below `out`, against
+    the same features of the reference.
 
     Of several processes those that find work of others missing at their end return None.
 
     Raises:
-        UserError: `task` is about images; else as `judge`.
+        UserError: `task` is about images, or a point cannot be meant; else as `judge`.
     """
-    if not is_model(task.target):
+    model = _opened(task, str(computing.device))
+    if model is None:
         raise UserError(f"--sweep: {task.target} holds images; settings of sampling are swept over a model")
-    found = []
     for point in points:
-        settings = tuple({**dict(task.settings), **point}.items())
-        at = replace(task, settings=settings)
-        report = judge(at, out / folder_of(point), computing, cache=cache, shared=out / "reference")
-        found.append(Point(point, report) if report is not None else None)
-    whole = [point for point in found if point is not None]
-    return whole if len(whole) == len(found) else None
+        if twice := sorted(dict(task.settings).keys() & point.keys()):
+            raise UserError(f"--sweep: {twice[0]} is given as --{twice[0]}, too; leave one of them out")
+        settings = {**dict(task.settings), **point}
+        model.plan(settings.get("steps"), settings.get("sampler"), settings.get("guidance"))
+    require_place(out, *_apart(task))
+
+    def judged(point: Mapping[str, Any]) -> Report | None:
+        at = replace(task, settings=(*task.settings, *point.items()))
+        return _judged(at, model, out / folder_of(point), computing, cache, out / "reference")
+
+    first = [judged(point) for point in points]
+    # Those that other processes had not finished then, may be whole now.
+    reports = [judged(point) if report is None else report for point, report in zip(points, first, strict=True)]
+    found = [Point(point, report) for point, report in zip(points, reports, strict=True) if report is not None]
+    return found if len(found) == len(points) else None
 
 
 def make_reference(
@@ -275,9 +361,10 @@ def make_reference(
     Raises:
         PixelspaceError: what cannot be meant, read or had, in one line.
     """
+    if is_model(images):
+        raise UserError(f"{images}: is a run or a model; give images")
+    some = only(protocol, metrics)
     wanted = size or protocol.size
     crop = protocol.crop if wanted else None
-    clips = any(isinstance(metric.extractor, I3D) for metric in protocol.metrics)
-    found = open_images(images, cache=cache, size=wanted, crop=crop, clips=clips)
-    some = only(protocol, metrics)
+    found = open_images(images, cache=cache, size=wanted, crop=crop, clips=clips(protocol))
     return reference_of(found, protocol, out, computing, metrics=some, crop=crop or AS_THEY_ARE, features=features)

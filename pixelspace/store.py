@@ -44,7 +44,7 @@ FORMAT = 1
 MAX_JSON = 16 << 20  # bytes of MANIFEST.json (about 100,000 tensors) and of state.json
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 
-_MANIFEST, _STATE, _TENSORS = "MANIFEST.json", "state.json", ".safetensors"
+MANIFEST, _STATE, _TENSORS = "MANIFEST.json", "state.json", ".safetensors"
 _PART, _NAME = r"^[a-z0-9_-]+$", r"^[A-Za-z0-9_.]+$"
 _ASIDE = re.compile(r"\.(tmp|old|del)-(.+)-[0-9a-f]{32}")
 _CHUNK = 1 << 20  # bytes read or written at a time: hashing then finds them in the processor's cache
@@ -243,7 +243,7 @@ def _delete(folder: Path) -> None:
     """Removes a folder of ours; whatever else lies in it stays, and so does the folder then."""
     with suppress(OSError):  # what is left goes with a later sweep
         for name in os.listdir(folder):
-            if name in (_MANIFEST, _STATE) or name.endswith(_TENSORS):
+            if name in (MANIFEST, _STATE) or name.endswith(_TENSORS):
                 os.unlink(folder / name)
         os.rmdir(folder)
 
@@ -408,7 +408,7 @@ def _write_all(
     text = _sealed(dataclasses.asdict(manifest))
     if len(text) > MAX_JSON:
         raise UserError(f"{fresh}: {len(text)} bytes of manifest, at most {MAX_JSON} can be; save fewer tensors")
-    files[_MANIFEST] = _create(fresh / _MANIFEST, [text])
+    files[MANIFEST] = _create(fresh / MANIFEST, [text])
     _sync_folder(fresh)
     return {name: file.bytes for name, file in files.items()}
 
@@ -491,12 +491,12 @@ def _opened(folder: Path, kind: str) -> Iterator[tuple[Path, _Manifest, dict[str
     with ExitStack() as stack, _reading(folder):
         folder = present(folder)
         there = set(os.listdir(folder))
-        if _MANIFEST not in there:
-            raise CheckpointError(f"{folder / _MANIFEST}: absent, so this is no complete {kind}; {_OTHER_COPY}")
-        manifest = _read_manifest(folder / _MANIFEST, stack.enter_context(_open(folder / _MANIFEST)), kind)
+        if MANIFEST not in there:
+            raise CheckpointError(f"{folder / MANIFEST}: absent, so this is no complete {kind}; {_OTHER_COPY}")
+        manifest = _read_manifest(folder / MANIFEST, stack.enter_context(_open(folder / MANIFEST)), kind)
         if missing := manifest.files.keys() - there:
             raise CheckpointError(f"{folder / min(missing)}: absent; the manifest lists it; {_OTHER_COPY}")
-        if surplus := there - manifest.files.keys() - {_MANIFEST}:
+        if surplus := there - manifest.files.keys() - {MANIFEST}:
             raise CheckpointError(f"{folder / min(surplus)}: not in the manifest; move it elsewhere")
         files = {name: stack.enter_context(_open(folder / name)) for name in manifest.files}
         for name, file in files.items():

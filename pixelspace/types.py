@@ -119,6 +119,11 @@ class Evaluator(ABC):
     def name(self) -> str:
         """Of the folder it writes in; a stage's evaluators have different ones."""
 
+    def check(self, images: bool, weights: Path) -> None:
+        """Raises what can be known before anything is trained: of whether the data are `images`, or latents only, and
+        of the folder of `weights`."""
+        return
+
     @abstractmethod
     def evaluate(self, look: Look) -> Sequence[Number]:
         """Its numbers now."""

@@ -1,5 +1,6 @@
 """Commands about evaluation: evaluate, reference, protocols, preference, votes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,17 @@ def _others(computing: Any, out: Path) -> None:
     print(f"rank {computing.rank} of {computing.world}: its share is done; {out} is complete when the others are")
 
 
+def _show(report: Any, out: Path) -> None:
+    print(report.markdown(), end="")
+    print(f"\n{out / 'report.json'}")
+
+
+def _require_unasked(protocol: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError if an option is given that a protocol has no use for."""
+    if idle := [f"--{name}" for name, value in given.items() if value is not None and value != ()]:
+        raise UserError(f"{protocol} has no use for {', '.join(idle)}; leave it out")
+
+
 def evaluate(
     target: Positional[Path],
     *,
@@ -43,7 +55,7 @@ def evaluate(
     sweep: Repeated = (),
     seed: int | None = None,
     repeats: int | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     vae: Path | None = None,
     weights: Path | None = None,
     download: bool = False,
@@ -59,9 +71,9 @@ def evaluate(
         target: A run or model, or images: a folder, .zip, .tar, .npz or .npy.
         protocol: Its name; `pixelspace protocols` lists them.
         reference: Statistics, or images, to compare with; of a run by default the images it was trained on.
-        out: The folder to write to; TARGET/evaluations/PROTOCOL or evaluations/NAME-PROTOCOL by default.
+        out: The folder to write to; of a run TARGET/evaluations/PROTOCOL, else evaluations/NAME-PROTOCOL by default.
         count: How many images, where that is not the protocol's number; the numbers are labelled with it.
-        metric: One of the protocol's metrics; may be given several times. All by default.
+        metric: One of the protocol's numbers; may be given several times. All by default.
         prompts: Captions of the images, one each in their order (.txt, .json, .jsonl, .csv); for counting the
             benchmark's prompts.csv.
         answers: Where answers to questions about the images are kept.
@@ -73,7 +85,7 @@ def evaluate(
         sweep: A setting and its values: guidance=1,1.5,2 or steps=10,25,50; several are combined.
         seed: The first seed; as the protocol says by default.
         repeats: How many seeds; as the protocol says by default.
-        batch: Images drawn at once.
+        batch: Images drawn at once; 16 by default.
         vae: Where the VAE of a model of latents is, if not where the recipe says.
         weights: The folder that weights of judging networks are looked for in.
         download: Fetch what is missing there.
@@ -82,8 +94,6 @@ def evaluate(
         device: cpu, cuda, mps or auto.
         quiet: No progress bar.
     """
-    from dataclasses import replace
-
     from pixelspace import judge
     from pixelspace.evaluation import sweep as sweeps
     from pixelspace.evaluation.asking import ask
@@ -91,20 +101,24 @@ def evaluate(
 
     chosen = of_name(protocol)
     if out is None:
-        beside = target / "evaluations" / protocol
-        out = (
-            beside if target.is_dir() and judge.is_model(target) else Path("evaluations") / f"{target.stem}-{protocol}"
-        )
+        out = judge.default_out(target, protocol)
     computing = _computing(device, weights, download, quiet, keep=keep, trust=trust_reference)
+    settings = {"steps": steps, "sampler": sampler, "guidance": guidance}
     if isinstance(chosen, Questions):
+        _require_unasked(
+            protocol,
+            {
+                **settings,
+                **{"reference": reference, "count": count, "metric": metric, "sweep": sweep, "seed": seed},
+                **{"repeats": repeats, "batch": batch, "vae": vae},
+                **{"keep": keep or None, "trust-reference": trust_reference or None},
+            },
+        )
+        judge.require_place(out, target)
         report = ask(target, chosen, out, computing, answers=answers, vqa=vqa, prompts=prompts, human=human)
-        print(report.markdown(), end="")
-        return
+        return _show(report, out)
     if answers is not None or vqa is not None or human is not None:
         raise UserError(f"{protocol} asks no questions; --answers, --vqa and --human go with {', '.join(QUESTIONS)}")
-    changes = {"seed": seed, "repeats": repeats}
-    chosen = replace(chosen, **{name: given for name, given in changes.items() if given is not None})
-    settings = {"steps": steps, "sampler": sampler, "guidance": guidance}
     task = judge.Task(
         target,
         chosen,
@@ -114,15 +128,15 @@ def evaluate(
         prompts=prompts,
         vae=vae,
         settings=tuple((name, given) for name, given in settings.items() if given is not None),
+        seed=seed,
+        repeats=repeats,
         batch=batch,
     )
     if not sweep:
         report = judge.judge(task, out, computing, cache=cache_folder())
         if report is None:
             return _others(computing, out)
-        print(report.markdown(), end="")
-        print(f"\n{out / 'report.json'}")
-        return
+        return _show(report, out)
     found = judge.sweep(task, sweeps.points_of(sweep), out, computing, cache=cache_folder())
     if found is None:
         return _others(computing, out)
@@ -152,7 +166,7 @@ def reference(
         out: The .safetensors to write.
         protocol: The protocol whose networks look at them, and whose crop cuts them.
         size: Side, or height and width, to cut images to; as they are by default, or as the protocol says.
-        metric: Only for these of the protocol's metrics.
+        metric: Only for these of the protocol's numbers; may be given several times.
         features: Keep the features of every image, as kernel distances, precision and recall need them.
         weights: The folder that weights of judging networks are looked for in.
         download: Fetch what is missing there.
@@ -228,4 +242,6 @@ def votes(files: Positional[tuple[Path, ...]], *, key: Path, confidence: float =
     """
     from pixelspace.evaluation.votes import read_votes, summarise
 
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence: expected a probability between 0 and 1, found {confidence}")
     print(summarise(read_votes(files, key)).markdown(confidence))

@@ -53,8 +53,9 @@ def _judged(recipe: "Recipe", protocols: tuple[str, ...], every_images: int | No
         chosen.append(protocol)
 
     def judged(stage: Any) -> Any:
-        every = every_images or stage.sample_images
-        return replace(stage, evaluators=tuple(Monitor(protocol, every) for protocol in chosen))
+        every = stage.sample_images if every_images is None else every_images
+        others = tuple(one for one in stage.evaluators if one.name not in protocols)
+        return replace(stage, evaluators=others + tuple(Monitor(protocol, every) for protocol in chosen))
 
     return replace(recipe, stages=tuple(map(judged, recipe.stages)))
 
@@ -81,13 +82,19 @@ def recipe_of(
         described = to_data(_function(name)())
     else:
         raise UserError(f"no recipe {name!r} (nor a run, recipe.json or file.py:function); {nearest(name, RECIPES)}")
-    for setting in (one for group in settings for one in group):
-        described = override(described, setting)
+    flat = [setting for group in settings for setting in group]
+    # What judges is there to be set only once --judge has put it there.
+    late = [setting for setting in flat if judge and "evaluators" in setting.partition("=")[0].split(".")]
+    for setting in flat:
+        described = described if setting in late else override(described, setting)
     recipe = from_data(described, VALUES)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{name}: expected a Recipe, found {type(recipe).__name__}")
     if judge:
-        recipe = _judged(recipe, judge, judge_images)
+        described = to_data(_judged(recipe, judge, judge_images))
+        for setting in late:
+            described = override(described, setting)
+        recipe = from_data(described, VALUES)
     elif judge_images is not None:
         raise UserError("--judge-images: name a protocol by --judge, too")
     if data is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from pixelspace.cli.given import Settings, cache_folder, open_model, recipe_of
+from pixelspace.cli.given import Settings, cache_folder, open_model, recipe_of, weights_folder
 from pixelspace.errors import PixelspaceError, UserError
 from pixelspace.recipes import RECIPES
 
@@ -78,6 +78,7 @@ def train(
                 trackers=track,
                 weights=weights,
                 first=stage,
+                judges=weights_folder(),
                 progress=not quiet,
                 say=lambda text: tqdm.write(text, file=sys.stderr),
             )

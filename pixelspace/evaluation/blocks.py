@@ -44,7 +44,6 @@ class Features:
     count: int
     networks: tuple[tuple[str, str], ...]
     captions: str = ""
-    kept: bool = False
 
     @property
     def blocks(self) -> list[range]:
@@ -126,6 +125,11 @@ class Rows:
         """Mean and covariance of the rows of `Extractor.key`."""
         return moments(self.parts(key))
 
+    def check_differ(self) -> None:
+        """Raises DataError where all images are equal."""
+        if self.repeated == len(self) - 1:
+            raise DataError(f"{self.described.source}: all {len(self):,} images are equal; there is nothing to measure")
+
     @cached_property
     def repeated(self) -> int:
         """How many images have exactly the pixels of one before them."""
@@ -136,6 +140,10 @@ class Rows:
 def _pixel_hashes(images: Tensor) -> Tensor:
     digests = [hashlib.sha256(image.contiguous().numpy().data).digest()[:16] for image in images]
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64).reshape(-1, 2)
+
+
+def _picture(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.png"
 
 
 def _block(
@@ -158,7 +166,7 @@ def _block(
         if kept is not None:
             for number, image in zip(some, pixels, strict=True):
                 frames = image[None] if image.ndim == 3 else image.transpose(0, 1)
-                save_image(grid_image(frames, len(frames), gap=0), kept / f"{number:06d}.png")
+                save_image(grid_image(frames, len(frames), gap=0), _picture(kept, number))
         parts.append(found)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -176,8 +184,9 @@ def compute(
 ) -> Rows:
     """Fills `folder` with the features of `images` by `networks`; what stands there already is left.
 
-    With `keep` the images are written too, as `images/000000.png` and on, a clip as its frames in a row. Of `world`
-    processes that share the work each has its `rank`, and leaves the blocks of the others alone.
+    With `keep` the images are written too, as `images/000000.png` and on, a clip as its frames in a row; blocks whose
+    images are not there are computed again. Of `world` processes that share the work each has its `rank`, and leaves
+    the blocks of the others alone.
 
     Raises:
         UserError: the folder holds other features.
@@ -186,16 +195,21 @@ def compute(
     """
     said = hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest() if captions is not None else ""
     seen_by = tuple(sorted((extractor.name, opened.sha256) for extractor, opened in networks))
-    described = Features(images.source, images.fingerprint, len(images), seen_by, said, keep)
+    described = Features(images.source, images.fingerprint, len(images), seen_by, said)
     _SEAL.begin(folder, BEGUN, described)
     rows = Rows(folder, described)
     mine = range(rank, len(described.blocks), world)
-    to_do = [block for block in mine if not rows.stands(block)]
+    kept = folder / "images" if keep else None
+
+    def stands(block: int) -> bool:
+        shown = kept is None or all(_picture(kept, number).exists() for number in described.blocks[block])
+        return shown and rows.stands(block)
+
+    to_do = [block for block in mine if not stands(block)]
     total, left = (sum(len(described.blocks[block]) for block in some) for some in (mine, to_do))
     with tqdm(total=total, initial=total - left, unit="img", desc=images.source, disable=not progress) as bar:
         for block in to_do:
             numbers = described.blocks[block]
-            kept = folder / "images" if keep else None
             rows.write(block, _block(images, numbers, networks, captions, kept))
             bar.update(len(numbers))
     return rows

@@ -18,8 +18,9 @@ from pixelspace.evaluation.report import Report, described, fingerprint, softwar
 
 def _notes(metrics: Sequence[Metric], made: Rows, known: Known) -> list[str]:
     notes = []
-    if made.repeated == len(made) - 1:
-        raise DataError(f"{made.described.source}: all {len(made):,} images are equal; there is nothing to measure")
+    for rows in (made, known.computed):
+        if rows is not None:
+            rows.check_differ()
     if made.repeated:
         notes.append(f"{made.repeated:,} of the {len(made):,} images are copies of another")
     if known.computed is not None and known.computed.described.fingerprint == made.described.fingerprint:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelspace.config import value
-from pixelspace.evaluation.features import Extractor, Opened
+from pixelspace.evaluation.features import Extractor, Opened, a_few_at_once
 from pixelspace.evaluation.resize import RESIZERS
 from pixelspace.evaluation.weights import Weights, WeightsFile, load_network, sha256_of
 
@@ -203,4 +203,4 @@ class Inception(Extractor):
             found = network(self.normalised(images.to(device)))
             return {f"inception.{of}": rows.cpu() for of, rows in found.items()}
 
-        return Opened(sha256_of(path), compute)
+        return Opened(sha256_of(path), a_few_at_once(compute, device))

@@ -57,7 +57,8 @@ class Known:
             raise UserError(f"reference: {names} needs one: give --reference with statistics or images")
         if images is None and self.file is not None:
             what = {"rows": "features", "moments": "statistics"}[self.lacking[0].wants]
-            has = ", ".join(sorted({*self.file.moments, *self.file.features}))
+            tables = {"statistics": self.file.moments, "features": self.file.features}
+            has = ", ".join(f"{', '.join(sorted(table))} ({kind})" for kind, table in tables.items() if table)
             raise UserError(
                 f"{self.file.path}: has no {what} of {self.lacking[0].key} for {names}, only {has}; give images or "
                 f"another file as --reference, or leave them out by --metric"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pixelspace.config import value
 from pixelspace.errors import CheckpointError, ResourceError
-from pixelspace.evaluation.features import Extractor, Opened
+from pixelspace.evaluation.features import Extractor, Opened, a_few_at_once
 from pixelspace.evaluation.resize import RESIZERS
 from pixelspace.evaluation.weights import Weights, sha256_of
 from pixelspace.foreign import read_pickle
@@ -148,4 +148,4 @@ class Lite0(Extractor):
             x = normalised(images.to(device)).contiguous(memory_format=torch.channels_last)
             return {"lite0.pool": network.pool(x).float().cpu()}
 
-        return Opened(_SHA256, compute)
+        return Opened(_SHA256, a_few_at_once(compute, device))

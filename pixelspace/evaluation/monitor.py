@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 
 from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.evaluate import evaluate
-from pixelspace.evaluation.protocols import Protocol
+from pixelspace.evaluation.protocols import Protocol, clips
 from pixelspace.evaluation.views import Made
 from pixelspace.evaluation.weights import Weights
 from pixelspace.types import Evaluator, Look, Number
@@ -29,12 +32,23 @@ class Monitor(Evaluator):
             raise ValueError(f"Monitor: every_images must be at least 1, found {self.every_images}")
         if self.protocol.labels == "captions":
             raise UserError(f"Monitor: {self.protocol.name} draws by captions, which a stage does not hand on")
+        if clips(self.protocol):
+            raise UserError(f"Monitor: {self.protocol.name} judges clips, and a stage makes images")
         if self.protocol.size is not None:
             raise UserError(f"Monitor: {self.protocol.name} judges at {self.protocol.size}, a stage at its own size")
 
     @property
     def name(self) -> str:
         return self.protocol.name
+
+    def _require(self, images: bool) -> None:
+        if not images:
+            raise UserError(f"{self.name}: this stage has latents, no images, to be compared with")
+
+    def check(self, images: bool, weights: Path) -> None:
+        self._require(images)
+        for extractor in dict.fromkeys(metric.extractor for metric in self.protocol.metrics):
+            extractor.open(Weights(weights), torch.device("cpu"))
 
     def evaluate(self, look: Look) -> Sequence[Number]:
         protocol = self.protocol
@@ -45,8 +59,8 @@ class Monitor(Evaluator):
 
             return Made("this run's images", f"{look.drawn}, seed {seed}", look.shape, protocol.count, draw)
 
-        if look.read is None:
-            raise UserError(f"{protocol.name}: this stage has latents, no images, to be compared with")
+        self._require(look.read is not None)
+        assert look.read is not None
         report = evaluate(
             protocol,
             [drawn(protocol.seed + run) for run in range(protocol.repeats)],

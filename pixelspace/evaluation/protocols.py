@@ -57,6 +57,8 @@ class Protocol:
             raise ValueError(f"Protocol {self.name}: references must be at least 2, found {self.references}")
         if self.repeats < 1:
             raise ValueError(f"Protocol {self.name}: repeats must be at least 1, found {self.repeats}")
+        if not 0 <= self.seed <= 2**64 - self.repeats:
+            raise ValueError(f"Protocol {self.name}: seeds must be from 0 to 2^64 - 1, the first is {self.seed}")
         if not self.metrics:
             raise ValueError(f"Protocol {self.name}: give at least one metric")
         names = [metric.name for metric in self.metrics]
@@ -236,14 +238,22 @@ def of_name(name: str) -> Protocol | Questions:
     return known[name]()
 
 
+def clips(protocol: Protocol) -> bool:
+    """Whether it judges clips, not images."""
+    return any(isinstance(metric.extractor, I3D) for metric in protocol.metrics)
+
+
 def only(protocol: Protocol, names: tuple[str, ...]) -> tuple[Metric, ...]:
-    """The metrics of a protocol that are called `names`; all of them for none.
+    """The metrics of a protocol that are called `names`, or give numbers of these names, in the protocol's order; all
+    of them for none.
 
     Raises:
         UserError: it has none of that name.
     """
-    known = {metric.name: metric for metric in protocol.metrics}
+    called = [{metric.name, *metric.name.split(", ")} for metric in protocol.metrics]
     for name in names:
-        if name not in known:
-            raise UserError(f"metric: {protocol.name} has no {name!r}; it has: {', '.join(known)}")
-    return tuple(known[name] for name in names) or protocol.metrics
+        if not any(name in own for own in called):
+            has = ", ".join(metric.name for metric in protocol.metrics)
+            raise UserError(f"metric: {protocol.name} has no {name!r}; it has: {has}")
+    chosen = (metric for metric, own in zip(protocol.metrics, called, strict=True) if own & set(names))
+    return tuple(chosen) or protocol.metrics

@@ -62,7 +62,7 @@ def reference_of(
 
     Raises:
         UserError: something stands at `out` already, it is no .safetensors, or no metric reads a reference.
-        DataError: an image that cannot be read, or features that are not finite.
+        DataError: images that are all equal, one that cannot be read, or features that are not finite.
     """
     require_new(out)
     metrics = [metric for metric in metrics or protocol.metrics if metric.wants != "nothing"]
@@ -80,6 +80,7 @@ def reference_of(
             fcntl.flock(begun, fcntl.LOCK_EX)
         if not rows.complete:
             return None
+        rows.check_differ()
         _write(out, images, rows, networks, metrics, crop, features)
         shutil.rmtree(folder)
     return out

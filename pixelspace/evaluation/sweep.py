@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def _pareto(points: Sequence[Point], distance: str, score: str, path: Path) -> N
 
 
 def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    publish(path, drawn.getvalue(), _AGAIN)
 
 
 def save(points: Sequence[Point], out: Path) -> list[Path]:

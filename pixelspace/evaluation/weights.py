@@ -149,9 +149,9 @@ class Weights:
         if not path.exists() and self.download and can_download:
             _download(file, path)
         if not path.exists():
-            or_else = "or name its folder with --weights"
+            or_else = "or name its folder with --weights or in $PIXELSPACE_WEIGHTS"
             if can_download:
-                or_else = "name its folder with --weights, or allow --download"
+                or_else = "name its folder with --weights or in $PIXELSPACE_WEIGHTS, or allow --download"
             size = f"{file.bytes:,} bytes" if file.bytes else "size not known"
             digest = f"SHA-256 {file.sha256}" if file.sha256 else "SHA-256 not known"
             raise ResourceError(

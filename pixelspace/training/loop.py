@@ -171,15 +171,18 @@ class StageRun:
         say: Callable[[str], None],
         weights: Mapping[str, Tensor] | None,
         ancestor: Path | None,
+        judges: Path | None = None,
     ):
         self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
-        self.weights_folder = (cache or folder) / "weights"
+        self.weights_folder = judges or (cache or folder) / "weights"
         self.told = set[str]()  # names of unreadable samples
         stage.codec.identity()  # reads a VAE now, not after the images
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
+        for evaluator in stage.evaluators:  # reads its networks now, not after the images
+            evaluator.check(self.dataset.holds_images, self.weights_folder)
         self.train_ids, self.held_ids = split(len(self.dataset), stage.data.holdout, self.rng)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
@@ -431,13 +434,14 @@ def run_recipe(
     trackers: tuple[str, ...] = (),
     weights: Mapping[str, Tensor] | None = None,
     first: str | None = None,
+    judges: Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = tqdm.write,
 ) -> None:
     """Trains the stages of `recipe` in `run`, from wherever each stands.
 
     `weights` start the first stage that is trained; `first` names it, and earlier ones must then have been trained
-    unless `weights` are given.
+    unless `weights` are given. Networks that judge are looked for in `judges`, by default in `cache`/weights.
     """
     names = [stage.name for stage in recipe.stages]
     start = names.index(first) if first else 0
@@ -450,6 +454,14 @@ def run_recipe(
         ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
         given = weights if stage.name == names[start] else None
         stage_run = StageRun(
-            stage, folder, recipe=recipe, device=device, cache=cache, say=say, weights=given, ancestor=ancestor
+            stage,
+            folder,
+            recipe=recipe,
+            device=device,
+            cache=cache,
+            say=say,
+            weights=given,
+            ancestor=ancestor,
+            judges=judges,
         )
         stage_run.train(trackers, progress)

@@ -1,5 +1,6 @@
 """What tests of the command line share: a way to run it, images to run it on, and what a refusal looks like."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,39 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     assert main(["train", DEBUG, "--out", str(folder), "--quiet"]) == 0
     return folder
+
+
+def squares(count: int, seed: int, side: int = 16) -> np.ndarray:
+    """uint8 (count, side, side, 3): images of coloured squares, four pixels wide."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, side // 4, side // 4, 3), np.uint8)
+    return coarse.repeat(4, 1).repeat(4, 2)
+
+
+def as_files(images: np.ndarray, folder: Path) -> Path:
+    """The images as PNG files `000.png` and on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged_run(tmp_path_factory):
+    """A trained debug run on 2 classes of 16 images, in `data` beside it, that are few enough to be judged."""
+    folder = tmp_path_factory.mktemp("judged")
+    for i, name in enumerate("ab"):
+        as_files(squares(16, i), folder / "data" / name)
+    settings = ("--set", "stages.0.backbone.num_classes=2", "stages.0.data.holdout=0")
+    assert (
+        main(["train", DEBUG, "--data", str(folder / "data"), "--out", str(folder / "run"), "--quiet", *settings]) == 0
+    )
+    return folder / "run"
+
+
+def report_of(folder: Path) -> dict:
+    """The report in a folder, its numbers by name."""
+    report = json.loads((folder / "report.json").read_text())
+    return {**report, "numbers": {row["name"].partition(" (")[0]: row["value"] for row in report["numbers"]}}
 
 
 @pytest.fixture

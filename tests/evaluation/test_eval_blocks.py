@@ -167,9 +167,8 @@ def test_a_block_that_vanished_is_named(copied, whole):
         ({"networks": networks(Projected(name="mine"))}, r"networks: \[\['projection', .* -> \[\['mine', "),
         ({"networks": networks(Projected(sha256="cd"))}, r"networks: .*'abab.* -> \[\['projection', 'cd'\]\]"),
         ({"captions": ["a"] * COUNT}, "captions: '' -> '"),
-        ({"keep": True}, "kept: False -> True"),
     ],
-    ids=["images", "source", "count", "network", "weights", "captions", "keep"],
+    ids=["images", "source", "count", "network", "weights", "captions"],
 )
 def test_a_folder_of_other_features_is_refused_by_the_difference(copied, whole, other, said):
     arguments = {"images": made(PIXELS), "networks": networks(Projected()), **other}
@@ -208,6 +207,25 @@ def test_kept_images_are_those_that_were_judged(tmp_path, shape):
         frames = image[:, None] if len(shape) == 3 else image  # (3, T, H, W)
         found = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
         assert torch.equal(found, torch.cat(list(frames.unbind(1)), 2))
+
+
+def test_images_may_be_kept_later_and_no_more(tmp_path):
+    pixels, drawn = noise(COUNT), []
+
+    def keep(yes):
+        compute(made(pixels, read=drawn.append), networks(Projected()), tmp_path, keep=yes)
+        return {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+    blocks = keep(False)
+    assert keep(True) == blocks
+    shown = sorted((tmp_path / "images").iterdir())
+    assert len(shown) == COUNT
+    drawn.clear()
+    assert keep(False) == keep(True) == blocks and not drawn
+    before = shown[300].read_bytes()
+    shown[300].unlink()
+    assert keep(True) == blocks and shown[300].read_bytes() == before
+    assert {number for some in drawn for number in some} == set(range(256, 512))
 
 
 def test_copies_are_counted(tmp_path):
