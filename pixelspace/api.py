@@ -330,3 +330,12 @@ def import_checkpoint(
     if weights not in ("ema", "raw"):
         raise UserError(f"weights: expected 'ema' or 'raw', found {weights!r}")
     return SYSTEMS[system](path_or_state_dict, k_diffusion.open_config(config), weights, device)
+
+
+def open_model(path: Path, device: str) -> Model:
+    """The model at `path`: ours as `load` finds it, or k-diffusion's in a file.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or something else.
+    """
+    return import_checkpoint(path, device=device) if path.is_file() else load(path, device=device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixelspace.api import Model, import_checkpoint, load
+from pixelspace.api import Model, open_model
 from pixelspace.config import from_data, read_json, to_data
 from pixelspace.data.loader import split
 from pixelspace.errors import DataError, UserError
@@ -23,7 +23,7 @@ from pixelspace.evaluation.references import Reference, read_reference
 from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images
 from pixelspace.evaluation.sweep import Point, folder_of
-from pixelspace.evaluation.views import Made, chosen, resized, samples
+from pixelspace.evaluation.views import Made, choice, chosen, resized, samples
 from pixelspace.nn.weights import digest
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
@@ -67,11 +67,6 @@ def require_place(out: Path, *apart: Path) -> None:
     there = [path.name for path in at.iterdir()] if at.is_dir() else []
     if there and not any(name.startswith(_OURS) or "=" in name for name in there):
         raise UserError(f"{out}: holds something else ({min(there)!r}); give a new or empty folder as --out")
-
-
-def open_model(path: Path, device: str) -> Model:
-    """The model at `path`, ours or another system's."""
-    return import_checkpoint(path, device=device) if path.is_file() else load(path, device=device)
 
 
 def drawn(
@@ -170,12 +165,20 @@ def _reference(path: Path, protocol: Protocol, shape: Sequence[int], cache: Path
     return open_images(path, cache=cache, size=size, crop=None if moving else protocol.crop, clips=moving)
 
 
-def _counted(images: Images, protocol: Protocol, count: int, seed: int) -> Images:
+def _counted(
+    images: Images, captions: tuple[str, ...] | None, protocol: Protocol, count: int
+) -> tuple[Images, tuple[str, ...] | None]:
+    """`count` of the images, each with its caption."""
+    if captions is not None and len(captions) != len(images):
+        raise UserError(f"prompts: {len(captions):,} lines for {len(images):,} images; expected one for each")
     if len(images) < count:
         fewer = f", or give --count {len(images)}, and the numbers are labelled with it" if len(images) > 1 else ""
         needed = f"{count:,} are asked for" if count != protocol.count else f"{protocol.name} needs {count:,}"
         raise DataError(f"{images.source}: {len(images):,} images, {needed}; make more{fewer}")
-    return chosen(images, count, seed) if len(images) > count else images
+    if len(images) == count:
+        return images, captions
+    few = captions and tuple(captions[i] for i in choice(len(images), count, protocol.seed))
+    return chosen(images, count, protocol.seed), few
 
 
 def _sized(images: Images, protocol: Protocol) -> Images:
@@ -238,13 +241,8 @@ def _opened(task: Task, device: str) -> Model | None:
     return model if task.vae is None else model.use_vae(task.vae)
 
 
-def _sets(
-    task: Task, protocol: Protocol, model: Model | None, cache: Path | None
-) -> tuple[list[Images], dict[str, Any]]:
-    count = protocol.count if task.count is None else task.count
-    if model is None:
-        found = open_images(task.target, cache=cache, clips=clips(protocol))
-        return [_counted(_sized(found, protocol), protocol, count, protocol.seed)], {}
+def _sets(task: Task, protocol: Protocol, model: Model, count: int) -> tuple[list[Images], dict[str, Any]]:
+    """A model's images of each seed, and what a report says of them."""
     batch, settings = task.batch or _BATCH, dict(task.settings)
     sampling = model.plan(settings.get("steps"), settings.get("sampler"), settings.get("guidance"))
     sets = [
@@ -268,7 +266,13 @@ def _judged(
     protocol = task.seeded
     metrics = only(protocol, task.metrics)
     captions = read_prompts(task.prompts) if task.prompts is not None else None
-    sets, about = _sets(task, protocol, model, cache)
+    count = protocol.count if task.count is None else task.count
+    if model is not None:
+        sets, about = _sets(task, protocol, model, count)
+    else:
+        found = _sized(open_images(task.target, cache=cache, clips=clips(protocol)), protocol)
+        found, captions = _counted(found, captions, protocol, count)
+        sets, about = [found], {}
     reference: Reference | Images | None = None
     if task.reference is not None:
         reference = _reference(task.reference, protocol, sets[0].shape, cache)

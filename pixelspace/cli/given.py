@@ -14,7 +14,6 @@ from pixelspace.errors import UserError
 from pixelspace.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from pixelspace.api import Model
     from pixelspace.training.stage import Recipe
 
 Settings = Annotated[tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="PATH=VALUE")]
@@ -108,12 +107,6 @@ def _with_folder(stage: Any, folder: Path) -> Any:
 
     source = Latents(str(folder)) if is_latents(folder) else Folder(str(folder))
     return replace(stage, data=replace(stage.data, source=source))
-
-
-def open_model(path: Path, device: str) -> "Model":
-    from pixelspace import api
-
-    return api.import_checkpoint(path, device=device) if path.is_file() else api.load(path, device=device)
 
 
 def weights_folder() -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from pixelspace.cli.given import Settings, cache_folder, open_model, recipe_of, weights_folder
+from pixelspace.cli.given import Settings, cache_folder, recipe_of, weights_folder
 from pixelspace.errors import PixelspaceError, UserError
 from pixelspace.recipes import RECIPES
 
@@ -67,6 +67,8 @@ def train(
     chosen = pick_device(device)
     weights = None
     if start_from is not None:
+        from pixelspace.api import open_model
+
         weights = open_model(start_from, "cpu").backbone.state_dict()
     with opened_run(run, made, accept_changes=accept_changes):
         try:
@@ -132,6 +134,7 @@ def sample(
         raise UserError(f"{out}: is a file; give another --out")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out}: is not empty; give another --out or add --overwrite")
+    from pixelspace.api import open_model
     from pixelspace.data.grid import grid_image, save_image
 
     opened = open_model(model, device)

@@ -72,10 +72,14 @@ def resized(images: Images, size: tuple[int, int]) -> Images:
     )
 
 
+def choice(n: int, count: int, seed: int) -> list[int]:
+    """`count` of the numbers below n, ascending, drawn without replacement by `seed`."""
+    return Rng(seed).subset("chosen images", torch.zeros(1, dtype=torch.int64), n, count)[0].tolist()
+
+
 def chosen(images: Images, count: int, seed: int) -> Images:
-    """`count` of the images, drawn without replacement by `seed` and kept in their order."""
-    zero = torch.zeros(1, dtype=torch.int64)
-    numbers = Rng(seed).subset("chosen images", zero, len(images), count)[0].tolist()
+    """Those of the images that `choice` says, in their order."""
+    numbers = choice(len(images), count, seed)
     return Made(
         source=images.source,
         fingerprint=f"{images.fingerprint}, {count} by seed {seed}",
