@@ -114,6 +114,10 @@ def evaluate(
                 **{"keep": keep or None, "trust-reference": trust_reference or None},
             },
         )
+        if judge.is_model(target):
+            raise UserError(
+                f"{target}: is a run or a model; {protocol} asks about images that were made of its prompts"
+            )
         judge.require_place(out, target)
         report = ask(target, chosen, out, computing, answers=answers, vqa=vqa, prompts=prompts, human=human)
         return _show(report, out)

@@ -27,11 +27,14 @@ def _notes(metrics: Sequence[Metric], made: Rows, known: Known) -> list[str]:
         notes.append("the images are the reference itself")
     for metric in metrics:
         width = metric.extractor.outputs[metric.output]
-        if isinstance(metric, Frechet) and len(made) <= width:
-            notes.append(
-                f"{metric.name}: {len(made):,} images for {width:,} features: the covariance is not of full rank, and "
-                f"the number is far above that of many images"
-            )
+        if not isinstance(metric, Frechet):
+            continue
+        for count, what in ((len(made), "images"), (known.moments(metric.key).count, "reference images")):
+            if 0 < count <= width:
+                notes.append(
+                    f"{metric.name}: {count:,} {what} for {width:,} features: the covariance is not of full rank, and "
+                    f"the number is far above that of many"
+                )
     return notes
 
 

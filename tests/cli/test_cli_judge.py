@@ -30,16 +30,16 @@ def rows(run: str = "run") -> list[dict]:
 
 def test_a_judged_run_has_its_numbers_a_picture_and_the_best_checkpoint(cli, train):
     settings = ("--set", CLASSES, COUNT, "stages.0.save_images=4", "stages.0.keep_every=100")
-    code, _, err = train("--judge", "quick", "--judge-images", "8", *settings)
+    code, _, err = train("--judge", "quick", "--judge-images", "16", *settings)
     assert code == 0, err
     found = rows()
-    assert [row["images"] for row in found] == [8, 16, 24, 32]
+    assert [row["images"] for row in found] == [16, 32]
     assert all(np.isfinite(row[name]) for row in found for name in ("FD-Lite0", "KD-Lite0", "recall", "coverage"))
     assert all(row["best"] == "FD-Lite0" and row["lower"] for row in found)
     best = min(found, key=lambda row: row["FD-Lite0"])
     assert f"quick: best FD-Lite0 so far {best['FD-Lite0']:.5g}, at {best['images']} images" in err
     kept = {int(path.name.removeprefix("step-")) for path in Path("run/00-train/checkpoints").iterdir()}
-    ever_best = {min(found[:n], key=lambda row: row["FD-Lite0"])["step"] for n in range(1, 5)}
+    ever_best = {min(found[:n], key=lambda row: row["FD-Lite0"])["step"] for n in (1, 2)}
     assert {best["step"], 6, 7, 8} <= kept <= {*ever_best, 6, 7, 8}
     with Image.open("run/00-train/evaluation-quick.png") as image:
         assert len(np.unique(np.asarray(image))) > 20
@@ -47,8 +47,8 @@ def test_a_judged_run_has_its_numbers_a_picture_and_the_best_checkpoint(cli, tra
     assert report["images"]["count"] == 16 and report["reference"]["images"] == 15
 
     evaluators = json.loads(Path("run/recipe.json").read_text())["stages"][0]["evaluators"]
-    assert [(one["every_images"], one["protocol"]["count"]) for one in evaluators] == [(8, 16)]
-    assert train("--judge", "quick", "--judge-images", "16", *settings)[0] == 0
+    assert [(one["every_images"], one["protocol"]["count"]) for one in evaluators] == [(16, 16)]
+    assert train("--judge", "quick", "--judge-images", "8", *settings)[0] == 0
     assert rows() == found
 
 
@@ -69,11 +69,6 @@ def test_a_recipe_that_has_a_judge_keeps_it_beside_another(cli, tmp_path):
     assert [(one.name, one.every_images) for one in recipe.stages[0].evaluators] == [("mine", 64), ("quick", 8)]
     again = recipe_of("mine.py:made", judge=("quick",), settings=((COUNT,),))
     assert [one.protocol.count for one in again.stages[0].evaluators] == [16, 1000]
-
-
-def test_a_number_that_a_judge_does_not_give_cannot_be_the_best(cli, train):
-    settings = ("--set", CLASSES, COUNT, "stages.0.evaluators.0.best=FID")
-    refused(train("--judge", "quick", "--judge-images", "8", *settings), 2, "quick has no number 'FID'", "FD-Lite0")
 
 
 @pytest.mark.parametrize(
