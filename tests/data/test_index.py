@@ -337,10 +337,11 @@ def test_a_script_without_a_main_guard_reads_alone(many, tmp_path):
 
 def test_an_interrupt_ends_all_processes_at_once(many):
     code = """
-import sys
+import signal, sys
 from collections import Counter
 from pathlib import Path
 from pixelspace.data import index
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they put in the background ignore it
 root = Path(sys.argv[1])
 for i, entry in enumerate(index._read_all(root, [*index._walk(root, Counter())] * 2000)):
     if i == 1000:
