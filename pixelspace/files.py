@@ -71,7 +71,11 @@ class Seal:
 
     def write(self, path: Path, described: Any) -> None:
         """Publishes the value `described`."""
-        publish(path, json.dumps(self._wrapped(to_data(described))).encode(), self.then)
+        publish(path, self.text(described).encode(), self.then)
+
+    def text(self, described: Any) -> str:
+        """The value `described`, as such a file has it."""
+        return json.dumps(self._wrapped(to_data(described)))
 
     def read(self, path: Path, cls: type) -> tuple[Any, str]:
         """The value in one of these files, and its hash.
@@ -80,7 +84,14 @@ class Seal:
             DataError: unreadable, damaged, of a newer format or of something else.
         """
         try:
-            data = parse_json(path.read_text(encoding="utf-8"))
+            return self.parse(path.read_text(encoding="utf-8"), path, cls)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a description of {self.kind}: {error}") from error
+
+    def parse(self, text: str, path: Path, cls: type) -> tuple[Any, str]:
+        """The value in a text that stands in `path`, and its hash; raises as `read`."""
+        try:
+            data = parse_json(text)
             if isinstance(data, dict) and isinstance(found := data.get("format"), int) and found > self.format:
                 raise DataError(
                     f"{path}: format {found}; this pixelspace reads format {self.format}: install a newer one"
@@ -92,7 +103,7 @@ class Seal:
             return found, data["sha256"]
         except DataError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: cannot be read as a description of {self.kind}: {error}") from error
 
     def begin(self, folder: Path, name: str, described: Any) -> None:

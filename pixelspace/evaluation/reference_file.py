@@ -4,29 +4,27 @@ For each output it holds `<output>.mean` (D,) and `<output>.cov` (D, D) in float
 (n, D) in float32 or float16. Its metadata holds the header, the SHA-256 of each tensor, and one of all that.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pixelspace.config import from_data, parse_json, to_data, value
+from pixelspace.config import value
 from pixelspace.errors import DataError, ResourceError, UserError
 from pixelspace.evaluation.rows import check_rows
 from pixelspace.evaluation.stats import Moments
-from pixelspace.files import publish
+from pixelspace.files import Seal, publish
 from pixelspace.foreign import read_safetensors
+from pixelspace.nn.weights import digest
 
 FORMAT = 1
 QUANTISE, AS_THEY_ARE = "8 bits", "as they are"  # what `quantise` and `crop` of a header may say
-_KIND, _KEY = "pixelspace reference", "pixelspace"
+_KEY = "pixelspace"
 _ASYMMETRY = 1e-6  # of the greatest entry; sums of outer products in float64 stay below 1e-12
 
 
@@ -61,7 +59,16 @@ class ReferenceHeader:
             raise ValueError(f"ReferenceHeader: count {self.count} of size {self.size}: expected 2 or more of (H, W)")
 
 
-_TYPES = {cls.__name__: cls for cls in (OutputHeader, ReferenceHeader)}
+@value
+class Contents:
+    """All that a file says of itself: its header, and the SHA-256 of each tensor by name."""
+
+    header: ReferenceHeader
+    tensors: tuple[tuple[str, str], ...]
+
+
+_TYPES = {cls.__name__: cls for cls in (OutputHeader, ReferenceHeader, Contents)}
+_SEAL = Seal("reference statistics", FORMAT, _TYPES, "make it again")
 
 
 def check_moments(where: str, moments: Moments) -> Moments:
@@ -117,17 +124,6 @@ def _check(where: str, header: ReferenceHeader, tensors: Mapping[str, Tensor]) -
             raise DataError(f"{where}: {key}: {[*rows.shape]}, expected width {width} and at most {header.count} rows")
 
 
-def _digest(tensor: Tensor) -> str:
-    described = hashlib.sha256(f"{tensor.dtype} {[*tensor.shape]} ".encode())
-    described.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return described.hexdigest()
-
-
-def _sealed(body: dict[str, Any]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    return {"kind": _KIND, "format": FORMAT, "sha256": digest, "body": body}
-
-
 def require_new(path: Path) -> None:
     """Raises UserError where no statistics can be written: another suffix, or something stands there already."""
     if path.suffix != ".safetensors":
@@ -154,29 +150,12 @@ def write_reference(
         tensors |= {f"{name}.mean": found.mean.contiguous(), f"{name}.cov": found.cov.contiguous()}
     tensors |= {f"{name}.features": rows.cpu().contiguous() for name, rows in (features or {}).items()}
     _check(str(path), header, tensors)
-    digests = {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
-    body = {"header": to_data(header), "tensors": digests}
+    digests = tuple((name, digest({name: tensor})) for name, tensor in sorted(tensors.items()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{path.parent}: cannot be made: {error.strerror}; give another folder") from error
-    publish(path, save(tensors, {_KEY: json.dumps(_sealed(body))}), "make it again")
-
-
-def _body(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if _KEY not in metadata:
-        raise DataError(f"{path}: a .safetensors without our description; it holds no reference statistics")
-    try:
-        data = parse_json(metadata[_KEY])
-        if isinstance(data, dict) and isinstance(found := data.get("format"), int) and found > FORMAT:
-            raise DataError(f"{path}: format {found}; this pixelspace reads format {FORMAT}: install a newer one")
-        if data != _sealed(data["body"]):
-            raise DataError(f"{path}: is damaged: its description's SHA-256 is not the one it states; make it again")
-        return data["body"]
-    except DataError:
-        raise
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged: its description cannot be read: {error}; make it again") from error
+    publish(path, save(tensors, {_KEY: _SEAL.text(Contents(header, digests))}), _SEAL.then)
 
 
 def read_own(path: Path) -> tuple[ReferenceHeader, dict[str, Moments], dict[str, Tensor]]:
@@ -187,18 +166,14 @@ def read_own(path: Path) -> tuple[ReferenceHeader, dict[str, Moments], dict[str,
         CheckpointError: not a .safetensors at all.
     """
     tensors, metadata = read_safetensors(path)
-    body = _body(path, metadata)
-    try:
-        header = from_data(body["header"], _TYPES, "header")
-        stated = dict(body["tensors"])
-    except (UserError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: its description cannot be read: {error}") from error
-    if not isinstance(header, ReferenceHeader):
-        raise DataError(f"{path}: header: expected ReferenceHeader, found {type(header).__name__}")
+    if _KEY not in metadata:
+        raise DataError(f"{path}: a .safetensors without our description; it holds no reference statistics")
+    contents, _ = _SEAL.parse(metadata[_KEY], path, Contents)
+    header, stated = contents.header, dict(contents.tensors)
     for name in sorted(stated.keys() | tensors.keys()):
         if name not in tensors or name not in stated:
             raise DataError(f"{path}: {name}: {'missing' if name in stated else 'not described'}; make it again")
-        if _digest(tensors[name]) != stated[name]:
+        if digest({name: tensors[name]}) != stated[name]:
             raise DataError(f"{path}: {name}: is damaged: not what its SHA-256 says; make it again")
     _check(str(path), header, tensors)
     names = [output.output for output in header.outputs]
