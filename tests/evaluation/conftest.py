@@ -26,3 +26,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for make in (tiny_models.clip, tiny_models.dinov2, tiny_models.blip, tiny_models.instructblip):
         make(weights / "tiny" / make.__name__)
     return weights
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory):
+    """The report of one process, without a stop."""
+    from tests.evaluation.judged import judged
+
+    report = judged(tmp_path_factory.mktemp("usual"))
+    assert report is not None
+    return report

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.custom import Custom
+from pixelspace.evaluation.evaluate import evaluate
 from pixelspace.evaluation.metrics import DensityCoverage, Frechet, Kernel, PrecisionRecall, Vendi
 from pixelspace.evaluation.protocols import Protocol
+from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.views import Made
 from pixelspace.evaluation.weights import Weights
 
@@ -69,3 +72,25 @@ def protocol(extractor: Custom, count: int = 600, output: str = OUTPUT, **more) 
         Vendi(extractor, output),
     )
     return Protocol("small", "all of one projection", count, more.pop("metrics", metrics), labels="none", **more)
+
+
+COUNT = 600
+PIXELS, KNOWN = noise(COUNT), noise(700, seed=1)
+X, Y = projection(PIXELS), projection(KNOWN)
+
+
+def judged(out: Path, pixels=PIXELS, *, projected=None, rank=0, world=1, chunk=64, **more) -> Report | None:
+    projected = Projected() if projected is None else projected
+    reference = more.pop("reference", made(KNOWN, "known", chunk))
+    small = protocol(projected.extractor, len(pixels))
+    return evaluate(small, [made(pixels, chunk=chunk)], out, computing(rank, world), reference=reference, **more)
+
+
+def close(found: Report | None, expected: Report) -> None:
+    assert found is not None
+    assert found.numbers == pytest.approx(expected.numbers, rel=0, abs=1e-9)
+
+
+def noted(report: Report | None) -> list[str]:
+    assert report is not None
+    return report.data["notes"]
