@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pixelspace.dist import pick_device
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.interop import k_diffusion, maskdit
 from pixelspace.interop.kl_vae import KLVAE
-from pixelspace.nn.weights import load_weights
+from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
 from pixelspace.recipes.values import VALUES
 from pixelspace.sampling.denoiser import denoiser
@@ -70,6 +71,11 @@ class Model:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.backbone.parameters()).device
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights, by name."""
+        return digest(self.backbone.state_dict())
 
     def use_vae(self, path: Path | str) -> "Model":
         """Takes the VAE of a model of latents from `path` from now on.

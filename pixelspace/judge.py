@@ -24,7 +24,6 @@ from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images
 from pixelspace.evaluation.sweep import Point, folder_of
 from pixelspace.evaluation.views import Made, choice, chosen, resized, samples
-from pixelspace.nn.weights import digest
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
 from pixelspace.store import MANIFEST
@@ -106,7 +105,7 @@ def drawn(
         )
         return images.permute(0, 3, 1, 2)
 
-    weights = digest(model.backbone.state_dict())
+    weights = model.sha256
     labelled = f"{protocol.labels} of {protocol.count}, {protocol.truncate}"
     key = Rng(seed).key(f"{weights}, {to_data(config)}, {to_data(sampling)}, batch {batch}, {labelled}")
     by = f"{sampling.solver} {sampling.steps} steps, guidance {sampling.guidance:g}, seed {seed}, batch {batch}"
@@ -250,7 +249,7 @@ def _sets(task: Task, protocol: Protocol, model: Model, count: int) -> tuple[lis
         for seed in range(protocol.seed, protocol.seed + protocol.repeats)
     ]
     about = {
-        "weights sha256": digest(model.backbone.state_dict()),
+        "weights sha256": model.sha256,
         "sampling": to_data(sampling),
         "precision": model.config.precision,
         "pixels": "cut off to 8 bits" if protocol.truncate or model.config.codec.truncates else "rounded to 8 bits",
