@@ -8,7 +8,7 @@ from torch import Tensor
 from pixelspace.api import load
 from pixelspace.config import from_data, read_json
 from pixelspace.data.grid import grid_image, save_image
-from pixelspace.data.loader import read, split
+from pixelspace.data.loader import divide, read
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
 from pixelspace.training.log import read_metrics
@@ -31,8 +31,8 @@ def report(run: Path, device: str = "auto") -> str:
     samples = save_image(grid_image(images, COLUMNS, scale=SCALE), run / "samples.png")
 
     dataset = stage.data.source.open()
-    train_ids, held_ids = split(len(dataset), stage.data.holdout, Rng(Rng(recipe.seed).key("stage", stage.name)))
-    known = read(dataset, train_ids, stage.size).images
+    train_ids, held_ids = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
+    known = read(dataset, train_ids.tolist(), stage.size).images
     known = torch.cat([known, known.flip(3)])  # as they were trained on
     few = images[: 2 * COLUMNS]
     pairs = torch.stack([few, nearest(few, known)], 1).flatten(0, 1)

@@ -92,10 +92,9 @@ class Seal:
         """The value in a text that stands in `path`, and its hash; raises as `read`."""
         try:
             data = parse_json(text)
-            if isinstance(data, dict) and isinstance(found := data.get("format"), int) and found > self.format:
-                raise DataError(
-                    f"{path}: format {found}; this pixelspace reads format {self.format}: install a newer one"
-                )
+            if isinstance(data, dict) and isinstance(found := data.get("format"), int) and found != self.format:
+                then = "install a newer one" if found > self.format else self.then
+                raise DataError(f"{path}: format {found}; this pixelspace reads format {self.format}: {then}")
             if data != self._wrapped(data["body"]):
                 raise DataError(f"{path}: is damaged: its SHA-256 is not the one it states; {self.then}")
             if not isinstance(found := from_data(data["body"], self.types), cls):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelspace.api import Model, open_model
 from pixelspace.config import from_data, read_json, to_data
-from pixelspace.data.loader import split
+from pixelspace.data.loader import divide
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.arrays import IMAGES
 from pixelspace.evaluation.computing import Computing
@@ -138,9 +138,9 @@ def training_images(run: Path, cache: Path | None) -> Images | None:
     dataset = stage.data.source.open(cache)
     if not dataset.holds_images:
         return None
-    ids, _ = split(len(dataset), stage.data.holdout, Rng(Rng(recipe.seed).key("stage", stage.name)))
+    ids, _ = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
     crop = "center" if stage.data.crop == "random" else stage.data.crop
-    return samples(dataset, ids, stage.size, crop)
+    return samples(dataset, ids.tolist(), stage.size, crop)
 
 
 def _holds_statistics(path: Path) -> bool:

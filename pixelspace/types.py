@@ -13,20 +13,26 @@ import torch
 from torch import Tensor, nn
 
 Cond = Mapping[str, Tensor]
-"""What an image is conditioned on: `label` int (B,) with -1 for none, or float rows (B, classes) with a zero row for
-none; `aug` (B, 9); `mapping` (B, K). A backbone says which keys it takes."""
+"""What an image is conditioned on. A backbone says which keys it takes.
+
+`label` int (B,) with -1 for none, or float rows (B, classes) with a zero row for none; `text` (B, L, D) with
+`text_mask` (B, L) bool, true where there is a token, and `pooled` (B, P); `size` (B, 2), height and width before an
+image was cut, and `corner` (B, 2), where; `aug` (B, 9); `mapping` (B, K).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Training samples in model space: pixels in [-1, 1], x (B, C, H, W) float32.
 
-    `pos` (B,) int64 holds each sample's global position in the run: the key of all its randomness.
+    `pos` (B,) int64 holds each sample's global position in the run: the key of all its randomness. `null` has a row
+    (1, ...) for each condition but the label that a sample may lose: what stands there then.
     """
 
     x: Tensor
     cond: Cond
     pos: Tensor
+    null: Cond = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ class BackboneConfig(ABC):
     num_classes: int
 
     @property
+    def text_widths(self) -> tuple[int, int] | None:
+        """Width of the text tokens and of the pooled text that it reads; None: it reads no text."""
+        return None
+
+    @property
     def keep_patch(self) -> tuple[int, int] | None:
         """Height and width of the patches that `keep` numbers row by row; None: all of x is needed."""
         return None
@@ -70,8 +81,9 @@ class BackboneConfig(ABC):
         """Raises UserError for an image size it cannot hold, naming the next valid ones."""
 
     @abstractmethod
-    def macs(self, height: int, width: int, kept: int | None = None) -> int:
-        """Multiply-accumulates of one forward pass on one image, with so many patches kept (None: all)."""
+    def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
+        """Multiply-accumulates of one forward pass on one image, with so many patches kept (None: all) and so many
+        tokens of text."""
 
 
 @dataclass(frozen=True, slots=True)

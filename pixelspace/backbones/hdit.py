@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -29,7 +30,10 @@ from pixelspace.nn.mlp import FeedForward
 from pixelspace.nn.norm import AdaRMSNorm, RMSNorm
 from pixelspace.nn.resample import TokenMerge, TokenSplit, TokenSplitSkip
 from pixelspace.nn.rope import AxialRoPE
+from pixelspace.nn.text import CrossAttention, Text, TextInput
 from pixelspace.types import BackboneConfig, Cond, ParamGroup
+
+_MICRO_UNIT = 1024.0  # pixels: the Fourier features' projections are of unit variance
 
 
 class Attention(ABC):
@@ -124,7 +128,8 @@ class ShiftedWindow(Attention):
 class Level:
     """One grid of the hourglass. An outer level has `depth` layers on the way down and as many on the way up.
 
-    `attention` None leaves the feed-forward layers alone; `hidden` 0 means 3 width.
+    `attention` None leaves the feed-forward layers alone; `hidden` 0 means 3 width. With `cross` a layer of global
+    attention also attends to text.
     """
 
     width: int
@@ -132,8 +137,11 @@ class Level:
     attention: Attention | None
     hidden: int = 0
     dropout: float = 0.0
+    cross: bool = False
 
     def __post_init__(self) -> None:
+        if self.cross and not isinstance(self.attention, Global):
+            raise ValueError("Level: cross is for levels of Global attention; on finer grids it costs too much")
         if self.width < 1 or self.depth < 0 or self.hidden < 0:
             raise ValueError(f"Level: needs width >= 1, depth >= 0, hidden >= 0, found {self}")
         if self.attention and self.width % self.attention.head_dim:
@@ -159,7 +167,8 @@ class HDiTConfig(BackboneConfig):
     """The whole network: levels from the finest to the coarsest, patch (height, width), conditioning.
 
     `num_classes` 0 means no classes; `mapping_cond` is the length of an extra conditioning vector (0: none);
-    `mapping_hidden` 0 means 3 mapping_width.
+    `mapping_hidden` 0 means 3 mapping_width. `text` (None: none) enters the mapping network, and levels with `cross`.
+    `micro` names pairs of numbers to condition on: `size`, `corner`.
     """
 
     levels: tuple[Level, ...]
@@ -171,8 +180,14 @@ class HDiTConfig(BackboneConfig):
     mapping_dropout: float = 0.0
     mapping_cond: int = 0
     num_classes: int = 0
+    text: Text | None = None
+    micro: tuple[Literal["size", "corner"], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.text is None and any(level.cross for level in self.levels):
+            raise ValueError("HDiTConfig: a level has cross=true, and the network no text; set text, too")
+        if len(set(self.micro)) < len(self.micro):
+            raise ValueError(f"HDiTConfig: micro names one twice: {self.micro}")
         if not self.levels:
             raise ValueError("HDiTConfig: levels is empty; give at least one Level")
         if min(self.channels, *self.patch, self.mapping_width) < 1 or self.mapping_width % 2:
@@ -181,6 +196,10 @@ class HDiTConfig(BackboneConfig):
             raise ValueError("HDiTConfig: mapping_depth, mapping_hidden, mapping_cond, num_classes cannot be negative")
         if not 0 <= self.mapping_dropout < 1:
             raise ValueError(f"HDiTConfig: mapping_dropout must be in [0, 1), found {self.mapping_dropout}")
+
+    @property
+    def text_widths(self) -> tuple[int, int] | None:
+        return None if self.text is None else (self.text.width, self.text.pooled)
 
     def build(self) -> "HDiT":
         """The network, with fresh weights."""
@@ -210,20 +229,27 @@ class HDiTConfig(BackboneConfig):
                     f"the next valid sizes are {valid}"
                 )
 
-    def macs(self, height: int, width: int, kept: int | None = None) -> int:
+    def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
         """Multiply-accumulates of one forward pass on one image, by closed form: linear maps and attention products."""
         p, m = self.patch[0] * self.patch[1], self.mapping_width
-        tokens = [height * width // p // 4**i for i in range(len(self.levels))]
-        total = 2 * self.channels * p * self.levels[0].width * tokens[0]
-        total += 2 * m**2 + self.mapping_cond * m + self.mapping_depth * 3 * m * (self.mapping_hidden or 3 * m)
+        grids = [height * width // p // 4**i for i in range(len(self.levels))]
+        total = 2 * self.channels * p * self.levels[0].width * grids[0]
+        total += self.text.macs(m, tokens) if self.text else 0
+        total += (
+            (2 + len(self.micro)) * m**2
+            + self.mapping_cond * m
+            + self.mapping_depth * 3 * m * (self.mapping_hidden or 3 * m)
+        )
         for i, level in enumerate(self.levels):
-            w, t = level.width, tokens[i]
+            w, t = level.width, grids[i]
             layer = t * 3 * w * level.feed_forward + m * w
             if level.attention:
                 layer += t * (4 * w**2 + 2 * w * level.attention.keys(t)) + m * w
+            if level.cross and self.text:
+                layer += t * (2 * w**2 + 2 * w * tokens) + 2 * tokens * self.text.inner * w + m * w
             total += layer * level.depth * (1 if i == len(self.levels) - 1 else 2)
         for i, (fine, coarse) in enumerate(pairwise(self.levels)):
-            total += 8 * fine.width * coarse.width * tokens[i + 1]
+            total += 8 * fine.width * coarse.width * grids[i + 1]
         return total
 
 
@@ -251,17 +277,22 @@ class SelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, where the level has it, then feed-forward."""
+    """Attention, where the level has it, to the image and to text (tokens, mask), then feed-forward."""
 
-    def __init__(self, level: Level, cond_width: int, index: int):
+    def __init__(self, level: Level, cond_width: int, index: int, text_width: int):
         super().__init__()
-        kind = level.attention
+        kind, width = level.attention, level.width
         self.self_attn = SelfAttention(level, kind, cond_width, index) if kind else None
+        self.cross_attn = None
+        if kind and level.cross:
+            self.cross_attn = CrossAttention(AdaRMSNorm(width, cond_width), width, text_width, kind.head_dim)
         self.ff = FeedForward(AdaRMSNorm(level.width, cond_width), level.width, level.feed_forward, level.dropout)
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor, *text: Tensor) -> Tensor:
         if self.self_attn is not None:
             x = self.self_attn(x, cond)
+        if self.cross_attn is not None:
+            x = self.cross_attn(x, cond, *text)
         return self.ff(x, cond)
 
 
@@ -284,8 +315,9 @@ class Mapping(nn.Module):
 class HDiT(nn.Module):
     """(x (B, C, H, W), c_noise (B,), cond) to (B, C, H, W).
 
-    Takes `aug` (B, 9; absent means unaugmented), `label` if it has classes and `mapping` (B, K) if it has that
-    condition; other keys are ignored. Set `checkpointing` to recompute layers in the backward pass.
+    Takes `aug` (B, 9; absent means unaugmented), `label` if it has classes, `text`, `text_mask` and `pooled` if it
+    reads text, and what its config names of `mapping` (B, K), `size` and `corner`; other keys are ignored. Set
+    `checkpointing` to recompute layers in the backward pass.
     """
 
     def __init__(self, config: HDiTConfig):
@@ -293,7 +325,9 @@ class HDiT(nn.Module):
         m, levels = config.mapping_width, config.levels
         self.config = config
         self.checkpointing = False
-        self.takes = frozenset(["aug"] + ["label"] * (config.num_classes > 0) + ["mapping"] * (config.mapping_cond > 0))
+        some = ["label"] * (config.num_classes > 0) + ["mapping"] * (config.mapping_cond > 0)
+        words = ["text", "text_mask", "pooled"] if config.text else []
+        self.takes = frozenset(["aug", *some, *words, *config.micro])
         self.patch_in = TokenMerge(config.channels, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, m)
         self.time_in_proj = nn.Linear(m, m, bias=False)
@@ -301,10 +335,14 @@ class HDiT(nn.Module):
         self.aug_in_proj = nn.Linear(m, m, bias=False)
         self.class_emb = nn.Embedding(config.num_classes + 1, m) if config.num_classes else None
         self.mapping_cond_in_proj = nn.Linear(config.mapping_cond, m, bias=False) if config.mapping_cond else None
+        self.text_in = TextInput(config.text, m) if config.text else None
+        self.micro_emb = nn.ModuleDict({name: FourierFeatures(2, m) for name in config.micro})
+        self.micro_in_proj = nn.ModuleDict({name: nn.Linear(m, m, bias=False) for name in config.micro})
         self.mapping = Mapping(m, config.mapping_depth, config.mapping_hidden or 3 * m, config.mapping_dropout)
 
         def layers(level: Level, start: int = 0) -> nn.ModuleList:
-            return nn.ModuleList(Layer(level, m, start + i) for i in range(level.depth))
+            inner = config.text.inner if config.text else 0
+            return nn.ModuleList(Layer(level, m, start + i, inner) for i in range(level.depth))
 
         outer, pairs = levels[:-1], list(pairwise(levels))
         self.down_levels = nn.ModuleList(layers(level) for level in outer)
@@ -326,7 +364,7 @@ class HDiT(nn.Module):
         """The mapping network and the norms' modulations learn at a third of the rate; vectors and embeddings do not
         decay (k-diffusion)."""
         groups: dict[tuple[float, bool], list[str]] = {}
-        embeddings = ("time_in_proj", "aug_in_proj", "class_emb", "mapping_cond_in_proj")
+        embeddings = ("time_in_proj", "aug_in_proj", "class_emb", "mapping_cond_in_proj", "micro_in_proj")
         for name, parameter in self.named_parameters():
             slow = name.startswith("mapping.") or ".norm.linear." in name
             decay = parameter.ndim > 1 and not name.startswith(embeddings)
@@ -341,7 +379,7 @@ class HDiT(nn.Module):
             return label.to(table.dtype) @ table[:-1] + none * table[-1]
         return self.class_emb(torch.where(label < 0, len(table) - 1, label))
 
-    def _embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
+    def _embed(self, c_noise: Tensor, cond: Cond, text: Tensor | None) -> Tensor:
         aug = cond.get("aug")
         aug = c_noise.new_zeros(len(c_noise), 9) if aug is None else aug
         out = self.time_in_proj(self.time_emb(c_noise[:, None])) + self.aug_in_proj(self.aug_emb(aug))
@@ -349,6 +387,10 @@ class HDiT(nn.Module):
             out = out + self._embed_label(cond["label"])
         if self.mapping_cond_in_proj is not None:
             out = out + self.mapping_cond_in_proj(cond["mapping"])
+        if text is not None:
+            out = out + text
+        for name, project in self.micro_in_proj.items():
+            out = out + project(self.micro_emb[name](cond[name] / _MICRO_UNIT))
         return self.mapping(out)
 
     def _check(self, x: Tensor, cond: Cond) -> None:
@@ -358,23 +400,24 @@ class HDiT(nn.Module):
         for key in sorted(self.takes - {"aug"} - cond.keys()):
             raise UserError(f"this network needs cond[{key!r}]; found {sorted(cond) or 'nothing'}")
 
-    def _run(self, layers: Iterable[nn.Module], x: Tensor, cond: Tensor) -> Tensor:
+    def _run(self, layers: Iterable[nn.Module], x: Tensor, *given: Tensor) -> Tensor:
         for layer in layers:
             again = self.checkpointing and torch.is_grad_enabled()
-            x = checkpoint(layer, x, cond, use_reentrant=False) if again else layer(x, cond)
+            x = checkpoint(layer, x, *given, use_reentrant=False) if again else layer(x, *given)
         return x
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check(x, cond)
-        mapped = self._embed(c_noise, cond)
+        *text, summary = self.text_in(cond) if self.text_in is not None else (None,)
+        given = self._embed(c_noise, cond, summary), *text
         x = self.patch_in(rearrange(x, "b c h w -> b h w c"))
         skips = []
         for layers, merge in zip(self.down_levels, self.merges, strict=True):
-            x = self._run(layers.children(), x, mapped)
+            x = self._run(layers.children(), x, *given)
             skips.append(x)
             x = merge(x)
-        x = self._run(self.mid_level, x, mapped)
+        x = self._run(self.mid_level, x, *given)
         for layers, split, skip in zip(reversed(self.up_levels), reversed(self.splits), reversed(skips), strict=True):
-            x = self._run(layers.children(), split(x, skip), mapped)
+            x = self._run(layers.children(), split(x, skip), *given)
         return rearrange(self.patch_out(self.out_norm(x)), "b h w c -> b c h w")

@@ -101,7 +101,7 @@ class MaskDiTConfig(BackboneConfig):
                     f"samples alone; {name} must be {own} in model space"
                 )
 
-    def macs(self, height: int, width: int, kept: int | None = None) -> int:
+    def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
         """Multiply-accumulates of one forward pass on one image, `kept` patches of it: linear maps and attention."""
         tokens, d = height // self.patch * (width // self.patch), self.width
         values = self.patch**2 * self.channels

@@ -52,8 +52,8 @@ def encode(
         quiet: No progress bar.
     """
     from pixelspace import dist
+    from pixelspace.data.folder import Folder
     from pixelspace.data.latents import encode_images
-    from pixelspace.data.sources import Folder
     from pixelspace.interop.kl_vae import open_vae
 
     rank, world = dist.rank(), dist.world()

@@ -102,8 +102,8 @@ def recipe_of(
 
 
 def _with_folder(stage: Any, folder: Path) -> Any:
+    from pixelspace.data.folder import Folder
     from pixelspace.data.latents import Latents, is_latents
-    from pixelspace.data.sources import Folder
 
     source = Latents(str(folder)) if is_latents(folder) else Folder(str(folder))
     return replace(stage, data=replace(stage.data, source=source))

@@ -51,7 +51,7 @@ class Entry:
     notes: tuple[str, ...] = ()
     reason: str = ""
     label: int = -1
-    text: str = ""
+    texts: tuple[str, ...] = ()
 
 
 def _counts(counts: Counter[str]) -> str:
@@ -80,7 +80,7 @@ class Index:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of classes, names, contents, labels and captions of the good images."""
-        rows = [(entry.name, entry.sha256, entry.label, entry.text) for entry in self.good]
+        rows = [(entry.name, entry.sha256, entry.label, entry.texts) for entry in self.good]
         return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
 
     @cached_property
@@ -117,7 +117,9 @@ class Index:
             sides = sorted(min(entry.width, entry.height) for entry in self.good)
             lines.append(f"shorter side: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
             lines.append(f"pixels: {_counts(Counter(entry.mode for entry in self.good))}; all are read as RGB")
-            lines.append(f"duplicates: {self.duplicates:,}; captions: {sum(bool(entry.text) for entry in self.good):,}")
+            lines.append(
+                f"duplicates: {self.duplicates:,}; captions: {sum(bool(entry.texts) for entry in self.good):,}"
+            )
         if notes := Counter(note for entry in self.good for note in entry.notes):
             lines.append(f"not used: {_counts(notes)}")
         if self.classes:
@@ -255,7 +257,7 @@ def _labelled(root: Path, entries: list[Entry]) -> tuple[tuple[str, ...], list[E
             raise DataError(f"{row.where}: there is no image {name!r}")
     if file:
         entries = [
-            replace(entry, text=rows[entry.name].text)
+            replace(entry, texts=rows[entry.name].texts)
             if entry.name in rows
             else replace(entry, reason=entry.reason or f"has no row in {file}")
             for entry in entries

@@ -1,6 +1,7 @@
 """Labels and captions from a file at the top of a folder of images.
 
-`labels.csv` has the columns file and label, and maybe text; `metadata.jsonl` rows with file_name, and label or text.
+`labels.csv` has the columns file and label, and maybe text; `metadata.jsonl` rows with file_name, and label or text
+(a string, or a list of captions of the same image).
 Labels are all whole numbers from 0 on, or else names.
 """
 
@@ -24,7 +25,7 @@ class Row:
 
     where: str
     label: int | str | None
-    text: str
+    texts: tuple[str, ...]
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,6 +83,11 @@ def _text(where: str, text: object) -> str:
     return text.strip()
 
 
+def _texts(where: str, found: object) -> tuple[str, ...]:
+    texts = [_text(where, text) for text in (found if isinstance(found, list) else [found])]
+    return tuple(text for text in texts if text)
+
+
 def read_rows(root: Path) -> tuple[str, dict[str, Row]]:
     """The name of the labels file and its rows by image; ("", {}) without one.
 
@@ -102,7 +108,7 @@ def read_rows(root: Path) -> tuple[str, dict[str, Row]]:
                 name = os.path.normpath(name)
                 if name in table:
                     raise DataError(f"{where}: {name!r} stands twice, first in line {table[name].where.split(':')[-1]}")
-                table[name] = Row(where, _label(where, row.get("label")), _text(where, row.get("text", "")))
+                table[name] = Row(where, _label(where, row.get("label")), _texts(where, row.get("text", "")))
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
         except OSError as error:

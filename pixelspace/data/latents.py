@@ -5,7 +5,7 @@ each for the same range of samples, and last of all `latents.json`, which vouche
 one rename, so that encoding goes on where it was killed, and any number of processes may share the shards out.
 
 A shard holds `moments` and, on request, `mirrored` (n, ...) in float32 or float16; `rows`, the JSON of each sample's
-label, name and caption, one behind the other up to `ends` (n,); and `crc32` (n, 1 or 2), of a row followed by its
+label, name and captions, one behind the other up to `ends` (n,); and `crc32` (n, 1 or 2), of a row followed by its
 moments, and by its mirrored ones.
 """
 
@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from pixelspace.config import parse_json, value
 from pixelspace.data.codec import Codec
-from pixelspace.data.sources import Dataset, Sample, Source
+from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.transforms import Cut
 from pixelspace.errors import DataError, NumericalError, UserError
 from pixelspace.files import Seal, drop_abandoned, publish
 
-FORMAT = 1
+FORMAT = 2
 BEGUN, MANIFEST = "latents.begun.json", "latents.json"
 _MAX_HEADER = 1 << 16  # bytes; ours take a few hundred
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64, "U8": torch.uint8}
@@ -212,9 +212,9 @@ class LatentDataset(Dataset):
             raise DataError(f"{path}: cannot be read: {error.strerror}; {_AGAIN}") from error
         if zlib.crc32(data, zlib.crc32(row)) != table.crc32[i][mirrored] or len(data) != size:
             raise DataError(f"{path}: sample {index} is damaged: not what its checksum says; delete it and {_AGAIN}")
-        label, name, text = json.loads(row)
+        label, name, texts = json.loads(row)
         moments = torch.frombuffer(bytearray(data), dtype=_DTYPES[self.encoding.dtype]).reshape(self.encoding.shape)
-        return name, Sample(moments.float(), label, text)
+        return name, Sample(moments.float(), label, tuple(texts), self.encoding.size)
 
     def name(self, index: int) -> str:
         try:
@@ -278,11 +278,11 @@ class _Images(Items):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str] | str:
         try:
-            image, label, text = self.dataset.cut(index, Cut(self.size, "adm"))
+            image, label, texts, *_ = self.dataset.cut(index, Cut(self.size, "adm"))
         except DataError as error:
             return str(error)
         copies = torch.stack([image, image.flip(2)] if self.flip else [image])
-        return copies, json.dumps([label, self.dataset.name(index), text])
+        return copies, json.dumps([label, self.dataset.name(index), texts])
 
 
 def _collated(items: list[tuple[Tensor, str] | str]) -> tuple[Tensor, list[bytes]] | str:

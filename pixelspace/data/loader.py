@@ -9,22 +9,24 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _remove_worker_pids
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Items
 
 from pixelspace.config import value
-from pixelspace.data import sources
 from pixelspace.data.augment import conditioning, draws, matrix, warp
 from pixelspace.data.codec import Codec
-from pixelspace.data.sources import Source
+from pixelspace.data.dataset import Dataset, Sample, Source
+from pixelspace.data.order import Order, Shuffled
 from pixelspace.data.transforms import Crop, Cut
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
@@ -58,23 +60,37 @@ class Data:
             raise ValueError(f"workers must be from 0 to 256, found {self.workers}")
 
 
-def split(n: int, holdout: float, rng: Rng) -> tuple[list[int], list[int]]:
-    """(training ids, validation ids), both ascending; at least one of n stays for training."""
+def split(n: int, holdout: float, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, validation ids), both int64 and ascending; at least one of n stays for training."""
     held = min(round(n * holdout), n - 1)
     if not held:
-        return list(range(n)), []
+        return np.arange(n), np.arange(0)
     key = rng.key("holdout")
-    ranked = sorted(range(n), key=lambda i: (Rng(key).key(i), i))
-    return sorted(ranked[held:]), sorted(ranked[:held])
+    ranked = np.array(sorted(range(n), key=lambda i: (Rng(key).key(i), i)))
+    return np.sort(ranked[held:]), np.sort(ranked[:held])
+
+
+def divide(dataset: Dataset, data: Data, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, validation ids) of a data set, both int64 and ascending."""
+    return split(len(dataset), data.holdout, rng)
+
+
+def ordered(dataset: Dataset, data: Data, ids: np.ndarray, rng: Rng) -> Order:
+    """In which order the samples `ids` are trained on."""
+    return Shuffled(ids, rng)
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A batch as read: uint8 images (B, 3, H, W) or their stored form, labels (B,), positions (B,), dataset ids (B,),
-    and what was bad as (name, reason)."""
+    """A batch as read: uint8 images (B, 3, H, W) or their stored form, labels (B,), a caption each ("": none), sizes
+    before cutting (B, 2) and the corners that were cut at (B, 2), positions (B,), dataset ids (B,), and what was bad as
+    (name, reason)."""
 
     images: Tensor
     labels: Tensor
+    texts: tuple[str, ...]
+    sizes: Tensor
+    corners: Tensor
     pos: Tensor
     ids: Tensor
     bad: list[tuple[str, str]]
@@ -85,18 +101,33 @@ class Raw:
     def part(self, start: int, stop: int) -> "Raw":
         """Rows start to stop, without the report of what was bad."""
         rows = slice(start, stop)
-        return Raw(self.images[rows], self.labels[rows], self.pos[rows], self.ids[rows], [])
+        tensors = (self.sizes[rows], self.corners[rows], self.pos[rows], self.ids[rows])
+        return Raw(self.images[rows], self.labels[rows], self.texts[rows], *tensors, [])
 
 
-class Positions(Dataset):
+class _Item(NamedTuple):
+    sample: Sample
+    text: str
+    p: int
+    index: int
+    bad: list[tuple[str, str]]
+
+
+class Positions(Items):
     """The training set as a function of the global position."""
 
-    def __init__(self, dataset: sources.Dataset, ids: list[int], data: Data, size: tuple[int, int], rng: Rng):
-        self.dataset, self.ids, self.data, self.size, self.rng = dataset, ids, data, size, rng
+    def __init__(self, dataset: Dataset, order: Order, data: Data, size: tuple[int, int], rng: Rng):
+        self.dataset, self.order, self.data, self.size, self.rng = dataset, order, data, size, rng
 
-    def __getitem__(self, p: int) -> tuple[Tensor, int, int, int, list[tuple[str, str]]]:
-        bad = []
-        index = self.ids[self.rng.sample_id(p, len(self.ids))]
+    def _text(self, texts: tuple[str, ...], p: int) -> str:
+        """One of a sample's captions; another one each time it is seen."""
+        if len(texts) < 2:
+            return texts[0] if texts else ""
+        return texts[int(self.rng.uniform("caption", torch.tensor([p]))[0, 0] * len(texts))]
+
+    def __getitem__(self, p: int) -> _Item:
+        bad: list[tuple[str, str]] = []
+        index = self.order.at(p)
         u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
         flip = self.data.flip and not self.data.augment and mirror < 0.5
         cut = Cut(self.size, self.data.crop, (u, v), flip)
@@ -109,14 +140,24 @@ class Positions(Dataset):
                 bad.append((name, str(error).removeprefix(f"{name}: ")))
             if len(bad) == _TRIES:
                 raise DataError(f"{_TRIES} samples in a row cannot be read; the last: {': '.join(bad[-1])}")
-            index = self.ids[self.rng.key("substitute", p, len(bad)) % len(self.ids)]
-        return sample.image, sample.label, p, index, bad
+            index = self.order.instead(p, len(bad))
+        return _Item(sample, self._text(sample.texts, p), p, index, bad)
 
 
-def _collate(items: list) -> Raw:
-    images, labels, pos, ids, bad = zip(*items, strict=True)
-    label, position, index = (torch.tensor(column, dtype=torch.int64) for column in (labels, pos, ids))
-    return Raw(torch.stack(images), label, position, index, [entry for entries in bad for entry in entries])
+def _collate(items: list[_Item]) -> Raw:
+    def column(rows: Iterable[Any]) -> Tensor:
+        return torch.tensor(list(rows), dtype=torch.int64)
+
+    return Raw(
+        images=torch.stack([item.sample.image for item in items]),
+        labels=column(item.sample.label for item in items),
+        texts=tuple(item.text for item in items),
+        sizes=column(item.sample.size for item in items),
+        corners=column(item.sample.corner for item in items),
+        pos=column(item.p for item in items),
+        ids=column(item.index for item in items),
+        bad=[entry for item in items for entry in item.bad],
+    )
 
 
 def _leave() -> None:
@@ -198,7 +239,8 @@ def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.d
     images = raw.images.to(device, non_blocking=True)
     stored = codec.store(images) if images.dtype == torch.uint8 else images
     x = codec.encode(stored, rng, raw.pos)
-    cond = {"label": raw.labels.to(device, non_blocking=True)}
+    at_hand = {"label": raw.labels, "size": raw.sizes, "corner": raw.corners}
+    cond = {name: tensor.to(device, non_blocking=True) for name, tensor in at_hand.items()}
     if data.augment:
         drawn = draws(rng, raw.pos, data.augment)
         x = warp(x, matrix(drawn, (x.shape[2], x.shape[3])))
@@ -206,11 +248,11 @@ def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.d
     return Batch(x, cond, raw.pos)
 
 
-def read(dataset: sources.Dataset, ids: list[int], size: tuple[int, int], crop: Crop = "center") -> Raw:
-    """The samples `ids`, cut at the centre and not mirrored: validation and comparison."""
+def read(dataset: Dataset, ids: Sequence[int], size: tuple[int, int], crop: Crop = "center") -> Raw:
+    """The samples `ids`, cut at the centre and not mirrored, each with its first caption: validation and comparison."""
     crop = "center" if crop == "random" else crop
     items = []
     for p, index in enumerate(ids):
         sample = dataset.cut(index, Cut(size, crop))
-        items.append((sample.image, sample.label, p, index, []))
+        items.append(_Item(sample, sample.texts[0] if sample.texts else "", p, index, []))
     return _collate(items)

@@ -26,44 +26,54 @@ class Cut(NamedTuple):
     flip: bool = False
 
 
-def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return to_tensor(pixels.resize((width, height), Image.Resampling.BICUBIC))
+class Place(NamedTuple):
+    """The size (height, width) that an image is brought to, and the first row and column of it that are kept."""
+
+    covering: tuple[int, int]
+    corner: tuple[int, int]
 
 
-def _adm_resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Halved by boxes while both sides stay at least twice as long, then bicubically to cover `size`."""
+def place(height: int, width: int, cut: Cut) -> Place:
+    """Where an image of this size is cut.
+
+    Sizes and the centre are rounded as torchvision's Resize and CenterCrop do, or for `adm` as in ADM's code.
+    """
+    h, w = cut.size
+    if cut.crop == "adm":
+        while height >= 2 * h and width >= 2 * w:
+            height, width = height // 2, width // 2
+        scale = max(h / height, w / width)
+        covering = max(h, round(height * scale)), max(w, round(width * scale))
+    elif h * width >= w * height:
+        covering = h, max(w, h * width // height)
+    else:
+        covering = max(h, w * height // width), w
+    down, right = covering[0] - h, covering[1] - w
+    if cut.crop == "random":
+        corner = int(cut.u[0] * (down + 1)), int(cut.u[1] * (right + 1))
+    elif cut.crop == "adm":
+        corner = down // 2, right // 2
+    else:
+        corner = round(down / 2), round(right / 2)
+    return Place(covering, corner)
+
+
+def _resized(image: Tensor, covering: tuple[int, int], cut: Cut) -> Tensor:
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-    h, w = size
-    while pixels.height >= 2 * h and pixels.width >= 2 * w:
+    h, w = cut.size
+    while cut.crop == "adm" and pixels.height >= 2 * h and pixels.width >= 2 * w:
         pixels = pixels.resize((pixels.width // 2, pixels.height // 2), Image.Resampling.BOX)
-    scale = max(h / pixels.height, w / pixels.width)
-    covering = (max(w, round(pixels.width * scale)), max(h, round(pixels.height * scale)))
-    return to_tensor(pixels.resize(covering, Image.Resampling.BICUBIC))
+    return to_tensor(pixels.resize((covering[1], covering[0]), Image.Resampling.BICUBIC))
 
 
 def fit(image: Tensor, cut: Cut) -> Tensor:
     """uint8 (3, H, W) to (3, *cut.size): resized (antialiased bicubic) until it just covers the size, then cut.
 
-    Sizes and the centre are rounded as torchvision's Resize and CenterCrop do, or for `adm` as in ADM's code.
+    `adm` halves by boxes first, while both sides stay at least twice as long.
     """
     h, w = cut.size
-    height, width = image.shape[1:]
-    if cut.crop == "adm":
-        image = _adm_resized(image, cut.size)
-    else:
-        if h * width >= w * height:
-            covering = h, max(w, h * width // height)
-        else:
-            covering = max(h, w * height // width), w
-        if covering != (height, width):
-            image = _resized(image, *covering)
-    down, right = image.shape[1] - h, image.shape[2] - w
-    if cut.crop == "random":
-        top, left = int(cut.u[0] * (down + 1)), int(cut.u[1] * (right + 1))
-    elif cut.crop == "adm":
-        top, left = down // 2, right // 2
-    else:
-        top, left = round(down / 2), round(right / 2)
+    covering, (top, left) = place(image.shape[1], image.shape[2], cut)
+    if cut.crop == "adm" or covering != tuple(image.shape[1:]):
+        image = _resized(image, covering, cut)
     out = image[:, top : top + h, left : left + w]
     return (out.flip(2) if cut.flip else out).clone(memory_format=torch.contiguous_format)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelspace.data.sources import Dataset
+from pixelspace.data.dataset import Dataset
 from pixelspace.data.transforms import Crop, Cut, fit
 from pixelspace.evaluation.images import Images, chunk_of
 from pixelspace.random import Rng

@@ -73,8 +73,8 @@ def frequency_weight(h: int, w: int, scales: float, dtype: torch.dtype = torch.f
 
 def check_drop_rate(rate: float, backbone: BackboneConfig) -> None:
     """Refuses to drop conditions that the network has not."""
-    if rate and not backbone.num_classes:
-        raise UserError(f"objective.drop_rate {rate}: the network has no classes to drop; set it to 0")
+    if rate and not backbone.num_classes and backbone.text_widths is None:
+        raise UserError(f"objective.drop_rate {rate}: the network has neither classes nor text to drop; set it to 0")
 
 
 def draw_dice(batch: Batch, size: int, rng: Rng, levels: Levels, drop_rate: float, keep: Tensor | None = None) -> Draw:
@@ -85,11 +85,16 @@ def draw_dice(batch: Batch, size: int, rng: Rng, levels: Levels, drop_rate: floa
     return Draw(sigma, noise, drop, keep)
 
 
-def dropped(cond: Cond, drop: Tensor | None) -> Cond:
-    """The conditions without those that were dropped."""
-    if drop is None or "label" not in cond:
-        return cond
-    return {**cond, "label": torch.where(drop, -1, cond["label"])}
+def dropped(batch: Batch, drop: Tensor | None) -> Cond:
+    """The conditions, with nothing in place of label and text of the samples that lose them."""
+    if drop is None:
+        return batch.cond
+    nothing = {"label": torch.full_like(drop, -1, dtype=torch.int64), **batch.null}
+    lost = {
+        name: torch.where(drop.reshape(-1, *(1,) * (batch.cond[name].ndim - 1)), nothing[name], batch.cond[name])
+        for name in nothing.keys() & batch.cond.keys()
+    }
+    return {**batch.cond, **lost}
 
 
 def outcome(backbone: Backbone, process: Process, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +102,7 @@ def outcome(backbone: Backbone, process: Process, batch: Batch, draw: Draw) -> t
     x = process.corrupt(batch.x, draw.noise, draw.sigma)
     inputs, c_noise = process.inputs(x, draw.sigma)
     shown = {} if draw.keep is None else {"keep": draw.keep}
-    out = backbone(inputs, c_noise, dropped(batch.cond, draw.drop), **shown).to(x.dtype)
+    out = backbone(inputs, c_noise, dropped(batch, draw.drop), **shown).to(x.dtype)
     return x, out, out - process.target(batch.x, x, draw.sigma)
 
 
@@ -105,8 +110,8 @@ def outcome(backbone: Backbone, process: Process, batch: Batch, draw: Draw) -> t
 class Denoising(Objective):
     """Weighted squared error of the network's output (Karras et al. 2022, Eq. 8; Crowson et al. 2024, section 4.4).
 
-    `drop_rate` is the share of samples that lose their label, for guidance (Ho and Salimans 2022). `scales` other than
-    1 asks for the multiscale loss: frequencies weigh up to that many octaves, 0 for no limit.
+    `drop_rate` is the share of samples that lose label and text, for guidance (Ho and Salimans 2022). `scales` other
+    than 1 asks for the multiscale loss: frequencies weigh up to that many octaves, 0 for no limit.
     """
 
     process: Process

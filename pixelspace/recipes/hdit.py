@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.folder import Folder
 from pixelspace.data.loader import Data
-from pixelspace.data.sources import Folder
 from pixelspace.noise.levels import CosineInterpolated, Karras
 from pixelspace.noise.process import EDM, Process
 from pixelspace.noise.weighting import SoftMinSNR

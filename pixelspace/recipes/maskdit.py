@@ -5,9 +5,9 @@ from dataclasses import replace
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.folder import Folder
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
-from pixelspace.data.sources import Folder
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.levels import Karras, LogNormal
 from pixelspace.noise.process import EDM, Process

@@ -4,9 +4,10 @@ from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, S
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.folder import Folder
+from pixelspace.data.huggingface import HuggingFace
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
-from pixelspace.data.sources import Folder, HuggingFace
 from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.inception import Inception
 from pixelspace.evaluation.lite0 import Lite0

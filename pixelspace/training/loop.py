@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tqdm import tqdm
 
 import pixelspace
 from pixelspace.config import to_data
-from pixelspace.data import sources
+from pixelspace.data.dataset import Dataset
 from pixelspace.data.grid import grid_image, save_image
-from pixelspace.data.loader import Positions, Raw, batches, read, split, to_model_space
+from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read, to_model_space
 from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.random import Rng
@@ -147,7 +148,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _check_labels(stage: Stage, dataset: sources.Dataset) -> None:
+def _check_labels(stage: Stage, dataset: Dataset) -> None:
     found, room = len(dataset.classes), stage.backbone.num_classes
     if room and not found:
         raise UserError(
@@ -183,7 +184,7 @@ class StageRun:
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
             evaluator.check(self.dataset.holds_images, self.weights_folder)
-        self.train_ids, self.held_ids = split(len(self.dataset), stage.data.holdout, self.rng)
+        self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
@@ -260,7 +261,7 @@ class StageRun:
     def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
         """Previews and the held-out loss, with averaged weights."""
         with evaluating(self.state.network, self.state.average.tensors, self.stage) as backbone:
-            if validate and self.held_ids:
+            if validate and len(self.held_ids):
                 held = held_out_loss(self.stage, backbone, self.dataset, self.held_ids, self.rng, self.device)
                 metrics.write("validation", self.state.step, self.images, loss=held.loss, octiles=held.octiles)
             if samples:
@@ -275,9 +276,10 @@ class StageRun:
         crop = "center" if stage.data.crop == "random" else stage.data.crop
 
         def known(numbers: range) -> Tensor:
-            return read(self.dataset, [self.train_ids[i] for i in numbers], stage.size, crop).images
+            return read(self.dataset, self.train_ids[numbers.start : numbers.stop].tolist(), stage.size, crop).images
 
         shown = self.folder / "evaluation" / evaluator.name
+        trained = sha256(self.train_ids.tobytes()).hexdigest()
         with evaluating(self.state.network, average, stage) as backbone:
             look = Look(
                 draw=lambda seed, numbers, labels: drawn(
@@ -285,7 +287,7 @@ class StageRun:
                 ),
                 drawn=f"{stage.name} at {self.images} images, {digest(average)}, {stage.sampling}",
                 read=known if self.dataset.holds_images else None,
-                trained_on=f"{self.dataset.fingerprint}, {self.rng.key(*self.train_ids)}, {stage.size}, {crop}",
+                trained_on=f"{self.dataset.fingerprint}, {trained}, {stage.size}, {crop}",
                 count=len(self.train_ids),
                 shape=(3, *stage.size),
                 classes=stage.backbone.num_classes,
@@ -354,7 +356,8 @@ class StageRun:
         """
         stage, state = self.stage, self.state
         metrics = Metrics(self.folder, open_trackers(trackers, self.folder, f"{self.recipe.name}-{stage.name}"))
-        positions = Positions(self.dataset, self.train_ids, stage.data, stage.size, self.rng)
+        order = ordered(self.dataset, stage.data, self.train_ids, self.rng)
+        positions = Positions(self.dataset, order, stage.data, stage.size, self.rng)
         octiles, reports = OctileMeans.of(stage.objective.levels), list[StepReport]()
         if state.step == 0:
             self.look(metrics, samples=False, validate=True)

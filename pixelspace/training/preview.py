@@ -1,6 +1,6 @@
 """What a run looks at while it trains: images from fixed seeds and the held-out loss, both with averaged weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pixelspace.data import sources
+from pixelspace.data.dataset import Dataset
 from pixelspace.data.loader import read, to_model_space
 from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
@@ -84,7 +84,7 @@ class HeldOut:
 
 
 def held_out_loss(
-    stage: Stage, backbone: Backbone, dataset: sources.Dataset, held: list[int], rng: Rng, device: torch.device
+    stage: Stage, backbone: Backbone, dataset: Dataset, held: Sequence[int], rng: Rng, device: torch.device
 ) -> HeldOut:
     """The loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
     held = held[: stage.validate_count]

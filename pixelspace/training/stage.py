@@ -8,6 +8,7 @@ from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
 from pixelspace.objectives.denoising import Objective
 from pixelspace.sampling.generate import Sampling
+from pixelspace.text.encoder import TextEncoder
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Schedule
 from pixelspace.types import BackboneConfig, Evaluator
@@ -30,7 +31,7 @@ class Stage:
     `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
     `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
-    metrics is written; each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps
+    metrics is written; `text` reads the captions for a network that reads text; each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps
     that are not finite among 100 stop the run.
     """
 
@@ -43,6 +44,7 @@ class Stage:
     images: int
     sampling: Sampling = Sampling()
     codec: Codec = Pixels()
+    text: TextEncoder | None = None
     optimizer: AdamW = AdamW()
     schedule: Schedule = Constant()
     ema: EMA = EMA()
@@ -87,6 +89,13 @@ class Stage:
             )
         if self.data.augment and self.codec.factor > 1:
             raise UserError(f"stage {self.name!r}: data.augment moves pixels, not latents; set it to 0")
+        if (self.text is None) != (self.backbone.text_widths is None):
+            missing = (
+                "reads text, and the stage has no encoder: set text"
+                if self.text is None
+                else ("reads no text: set backbone.text, or text to null")
+            )
+            raise UserError(f"stage {self.name!r}: the network {missing}")
         self.objective.check(self.backbone)
 
     @property

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from pixelspace.data.folder import Folder
 from pixelspace.data.latents import encode_images
-from pixelspace.data.sources import Folder
 from pixelspace.interop.kl_vae import open_vae
 
 CALLS = ("mkdir", "fsync", "rename", "unlink")

@@ -53,7 +53,7 @@ def test_an_entry_tells_size_hash_mode_and_shape_upright(tmp_path):
     (entry,) = load_or_build(tmp_path, None).good
     assert (entry.width, entry.height, entry.mode, entry.notes) == (8, 12, "RGB", ())
     assert (entry.bytes, entry.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-    assert (entry.label, entry.text, entry.reason) == (-1, "", "")
+    assert (entry.label, entry.texts, entry.reason) == (-1, (), "")
 
 
 def test_other_and_hidden_files_are_ignored_and_counted(tmp_path):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from pixelspace.config import from_data, to_data
 from pixelspace.data.codec import Codec, Pixels
+from pixelspace.data.folder import Folder
 from pixelspace.data.latents import (
     BEGUN,
     MANIFEST,
@@ -29,8 +30,8 @@ from pixelspace.data.latents import (
     is_latents,
     shard_path,
 )
-from pixelspace.data.loader import Data, Positions, batches, split, to_model_space
-from pixelspace.data.sources import Folder
+from pixelspace.data.loader import Data, Positions, batches, to_model_space
+from pixelspace.data.order import Shuffled
 from pixelspace.data.transforms import Cut, fit
 from pixelspace.errors import DataError, NumericalError, ResourceError, UserError
 from pixelspace.interop.kl_vae import open_vae
@@ -89,7 +90,7 @@ def test_a_sample_is_what_the_codec_stores_of_the_image(images, vae, whole):
             found = latents.cut(i, Cut((16, 16), flip=flip))
             stored = vae.store(fit(image, Cut((16, 16), "adm", flip=flip))[None])[0]
             torch.testing.assert_close(found.image, stored, rtol=1e-5, atol=1e-5)
-            assert (found.label, found.text) == (pictures[i].label, pictures[i].text)
+            assert (found.label, found.texts) == (pictures[i].label, pictures[i].texts)
         assert latents.name(i) == pictures.name(i) and torch.equal(
             latents[i].image, latents.cut(i, Cut((16, 16))).image
         )
@@ -324,8 +325,8 @@ def test_a_file_cut_short_while_it_is_read_is_named(copy):
 
 def test_latents_of_a_newer_format_ask_for_a_newer_pixelspace(copy):
     data = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps({**data, "format": 2}))
-    with pytest.raises(DataError, match="format 2; this pixelspace reads format 1"):
+    (copy / MANIFEST).write_text(json.dumps({**data, "format": 3}))
+    with pytest.raises(DataError, match="format 3; this pixelspace reads format 2: install a newer one"):
         Latents(str(copy)).open()
     (copy / MANIFEST).write_bytes((copy / BEGUN).read_bytes())
     with pytest.raises(DataError, match="expected Manifest, found Encoding"):
@@ -363,8 +364,8 @@ def test_latents_can_be_sent_to_a_worker(whole, method):
 
 def test_batches_are_sampled_afresh_by_position_and_half_are_mirrored(vae, whole):
     dataset, rng, data = Latents(str(whole)).open(), Rng(3), Data(Latents(str(whole)))
-    ids, _ = split(len(dataset), 0.0, rng)
-    stream = batches(Positions(dataset, ids, data, (16, 16), rng), 0, 11, CPU)
+    order = Shuffled(np.arange(len(dataset)), rng)
+    stream = batches(Positions(dataset, order, data, (16, 16), rng), 0, 11, CPU)
     first, second = next(stream), next(stream)
     stream.close()
     assert first.images.shape == (11, 8, 8, 8) and not first.bad
@@ -384,7 +385,7 @@ def test_a_damaged_sample_is_replaced_and_reported(copy):
         file.seek(begin + 100)
         file.write(b"\xff\xff")
     data, rng = Data(Latents(str(copy)), flip=False), Rng(0)
-    stream = batches(Positions(dataset, list(range(11)), data, (16, 16), rng), 0, 11, CPU)
+    stream = batches(Positions(dataset, Shuffled(np.arange(11), rng), data, (16, 16), rng), 0, 11, CPU)
     (name, reason), *_ = next(stream).bad
     stream.close()
     assert name == "sample 4" and "shard-00001.safetensors: sample 4 is damaged" in reason

@@ -4,16 +4,19 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from multiprocessing.util import Finalize
 
+import numpy as np
 import pytest
 import torch
 
 from pixelspace.data.codec import Pixels
+from pixelspace.data.dataset import Dataset, Sample
 from pixelspace.data.emoji import Emoji, EmojiDataset
 from pixelspace.data.loader import Data, Positions, batches, read, split, to_model_space
-from pixelspace.data.sources import Dataset, Sample
+from pixelspace.data.order import Shuffled
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
 
+CONDITIONS = {"label", "size", "corner"}
 CPU = torch.device("cpu")
 RNG = Rng(11)
 
@@ -43,7 +46,7 @@ class Flawed(Dataset):
 def positions(workers=0, dataset=None, **given):
     dataset = dataset or Emoji(("food",)).open()
     data = Data(Emoji(), **{"crop": "random", "workers": workers, **given})
-    return Positions(dataset, list(range(len(dataset))), data, (40, 48), RNG)
+    return Positions(dataset, Shuffled(np.arange(len(dataset)), RNG), data, (40, 48), RNG)
 
 
 def rows(found):
@@ -92,7 +95,7 @@ def test_order_and_cuts_depend_on_the_position_alone():
 
 def test_each_sample_stands_once_in_an_epoch():
     pos = positions()
-    n = len(pos.ids)
+    n = len(pos.dataset)
     ids = [row[1] for row in some(pos, 2, batch=n)]
     assert sorted(ids[:n]) == sorted(ids[n:]) == list(range(n)) and ids[:n] != ids[n:]
 
@@ -128,16 +131,19 @@ def test_half_of_the_images_are_mirrored_unless_told_otherwise():
 
 
 def test_the_split_is_whole_stable_and_never_empty():
-    train, held = split(100, 0.1, RNG)
+    def lists(n: int, holdout: float, rng: Rng):
+        return tuple(ids.tolist() for ids in split(n, holdout, rng))
+
+    train, held = lists(100, 0.1, RNG)
     assert len(held) == 10 and sorted(train + held) == list(range(100))
-    assert split(100, 0.1, RNG) == (train, held) and split(100, 0.1, Rng(12)) != (train, held)
-    assert split(1, 0.9, RNG) == ([0], []) and split(5, 0.0, RNG) == ([0, 1, 2, 3, 4], [])
+    assert lists(100, 0.1, RNG) == (train, held) and lists(100, 0.1, Rng(12)) != (train, held)
+    assert lists(1, 0.9, RNG) == ([0], []) and lists(5, 0.0, RNG) == ([0, 1, 2, 3, 4], [])
 
 
 def test_a_batch_in_model_space_has_its_conditions():
     raw = read(Emoji(("food",)).open(), list(range(8)), (32, 32))
     plain = to_model_space(raw, Data(Emoji()), Pixels(), RNG, CPU)
-    assert torch.equal(plain.x, Pixels().encode(raw.images, RNG, raw.pos)) and plain.cond.keys() == {"label"}
+    assert torch.equal(plain.x, Pixels().encode(raw.images, RNG, raw.pos)) and plain.cond.keys() == CONDITIONS
     moved = to_model_space(raw, Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)
     assert moved.cond["aug"].shape == (8, 9) and torch.equal(moved.pos, raw.pos)
     part = to_model_space(raw.part(3, 5), Data(Emoji(), augment=0.5), Pixels(), RNG, CPU)

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from pixelspace.config import from_data, to_data
-from pixelspace.data.sources import Folder, HuggingFace, Source
+from pixelspace.data.dataset import Source
+from pixelspace.data.folder import Folder
+from pixelspace.data.huggingface import HuggingFace
 from pixelspace.errors import DataError, ResourceError, UserError
 
 WITH_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -41,9 +43,9 @@ def test_a_sample_is_pixels_label_and_text(folder):
     assert (len(dataset), dataset.classes) == (3, ("cat", "dog"))
     assert [dataset.name(i) for i in range(3)] == ["cat/1.png", "cat/2.png", "dog/1.png"]
     for i in range(3):
-        image, label, text = dataset[i]
+        image, label, texts, *_ = dataset[i]
         assert torch.equal(image, torch.from_numpy(pixels(i)).permute(2, 0, 1))
-        assert image.dtype == torch.uint8 and (label, text) == (i // 2, "")
+        assert image.dtype == torch.uint8 and (label, texts) == (i // 2, ())
 
 
 def test_bad_images_are_left_out_within_the_budget(folder):
@@ -57,7 +59,7 @@ def test_captions_come_with_the_images(folder):
     rows = [{"file_name": f"{name}/1.png", "text": f"a {name}", "label": name} for name in ("cat", "dog")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = Folder(str(folder), max_bad_share=0.5).open()
-    assert [(dataset[i].label, dataset[i].text) for i in range(2)] == [(0, "a cat"), (1, "a dog")]
+    assert [(dataset[i].label, dataset[i].texts) for i in range(2)] == [(0, ("a cat",)), (1, ("a dog",))]
 
 
 def test_the_cache_changes_nothing(folder, tmp_path):
@@ -92,7 +94,7 @@ def test_a_dataset_can_be_sent_to_a_worker(folder, method):
     dataset = Folder(str(folder)).open()
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         assert pool.submit(dataset.name, 2).result() == "dog/1.png"
-        image, label, _ = pool.submit(dataset.__getitem__, 2).result()
+        image, label, *_ = pool.submit(dataset.__getitem__, 2).result()
     assert torch.equal(image, dataset[2].image) and label == 1
 
 
@@ -156,7 +158,7 @@ def test_hugging_face_images_keep_pixels_labels_and_text(saved):
     dataset = HuggingFace(saved, label_key="label", text_key="text").open()
     assert len(dataset) == 4 and dataset.classes == ("cat", "dog")
     found = [dataset[i] for i in range(3)]
-    assert [(label, text) for _, label, text in found] == [(0, "one"), (1, ""), (1, "")]
+    assert [(sample.label, sample.texts) for sample in found] == [(0, ("one",)), (1, ()), (1, ())]
     assert all(torch.equal(image, torch.from_numpy(pixels(i)).permute(2, 0, 1)) for i, (image, *_) in enumerate(found))
     with pytest.raises(DataError, match=r"^row 3: "):
         dataset[3]

@@ -194,5 +194,5 @@ def test_networks_that_cannot_be_trained_so_are_refused():
         Masked(PROCESS, LEVELS, (2, 4)).check(dit)
     with pytest.raises(UserError, match=r"HDiTConfig.* needs all patches"):
         Masked(PROCESS, LEVELS, (2, 2)).check(HDIT)
-    with pytest.raises(UserError, match="no classes to drop"):
+    with pytest.raises(UserError, match="neither classes nor text to drop"):
         Masked(PROCESS, LEVELS, (2, 2), drop_rate=0.1).check(dit)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pixelspace.config import nearest, parse_json, value
-from pixelspace.data.sources import Dataset, Sample, Source
+from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.transforms import to_tensor
 
 GROUPS = ("smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols")
@@ -58,11 +58,14 @@ class EmojiDataset(Dataset):
     def name(self, index: int) -> str:
         return self.entries[index][2].partition(";")[0]
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        return (self.entries[index][2],)
+
     def __getitem__(self, index: int) -> Sample:
         place, label, text = self.entries[index]
         side, columns = _described()["side"], _described()["columns"]
         y, x = place // columns * side, place % columns * side
-        return Sample(_atlas()[:, y : y + side, x : x + side].contiguous(), label, text)
+        return Sample(_atlas()[:, y : y + side, x : x + side].contiguous(), label, (text,))
 
 
 @value

@@ -1,118 +1,17 @@
-"""Where training images come from. A `Source` is a value; opened, it is a `Dataset` that workers can be sent."""
+"""Data sets of the Hugging Face hub, through its library `datasets` (extra `hf-data`)."""
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from pixelspace.config import nearest, value
-from pixelspace.data.codec import Codec
-from pixelspace.data.decode import decode, examine, read, shown
-from pixelspace.data.index import load_or_build
+from pixelspace.data.dataset import Dataset, Sample, Source
+from pixelspace.data.decode import examine, read
 from pixelspace.data.labels import MAX_CLASSES
-from pixelspace.data.transforms import Cut, fit, to_tensor
+from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
-
-
-class Sample(NamedTuple):
-    """An image uint8 (3, H, W), its label (-1: none) and its caption ("": none)."""
-
-    image: Tensor
-    label: int
-    text: str
-
-
-class Dataset(ABC):
-    """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
-    is something computed of one."""
-
-    classes: tuple[str, ...]
-    fingerprint: str
-    holds_images: ClassVar[bool] = True
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What a sample is called in messages."""
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Sample:
-        """Raises DataError for a sample that cannot be read."""
-
-    def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
-        """Raises UserError where samples as they are stored cannot be cut to `size`, mirrored, or read by `codec`."""
-        return  # images can
-
-    def cut(self, index: int, cut: Cut) -> Sample:
-        """The sample as it enters a batch: an image cut to size, or the stored form of one."""
-        sample = self[index]
-        return sample._replace(image=fit(sample.image, cut))
-
-
-class Source(ABC):
-    """A data set as a value."""
-
-    @abstractmethod
-    def open(self, cache: Path | None = None) -> Dataset:
-        """The data set; what it finds out once it keeps in the folder `cache`."""
-
-
-class _Image(NamedTuple):
-    file: str
-    sha256: str
-    label: int
-    text: str
-
-
-@dataclass(frozen=True)
-class FolderDataset(Dataset):
-    """The good images of an indexed folder. An image that is no more what the index saw is refused."""
-
-    root: Path
-    classes: tuple[str, ...]
-    fingerprint: str
-    images: tuple[_Image, ...] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return shown(self.images[index].file)
-
-    def __getitem__(self, index: int) -> Sample:
-        file, sha256, label, text = self.images[index]
-        try:
-            data = read(self.root / file)
-        except DataError as error:
-            raise DataError(f"{shown(file)}: {error}") from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError(f"{shown(file)}: changed since the folder was indexed; start again to index it anew")
-        return Sample(to_tensor(decode(data, file)), label, text)
-
-
-@value
-class Folder(Source):
-    """A folder of images at any depth; see `data.index` for labels and captions. At most `max_bad_share` may be bad."""
-
-    path: str
-    max_bad_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_share < 1:
-            raise ValueError(f"Folder: max_bad_share must be in [0, 1), found {self.max_bad_share}")
-
-    def open(self, cache: Path | None = None) -> FolderDataset:
-        root = Path(self.path)
-        index = load_or_build(root, cache)
-        index.check(self.max_bad_share)
-        images = tuple(_Image(entry.name, entry.sha256, entry.label, entry.text) for entry in index.good)
-        return FolderDataset(root, index.classes, index.fingerprint, images)
 
 
 @dataclass(frozen=True)
@@ -142,7 +41,7 @@ class _Table(Dataset):
             image = row[self.source.image_key] or {}
             data = image.get("bytes") or (read(Path(image["path"])) if image.get("path") else b"")
             text = row[self.source.text_key] if self.source.text_key else None
-            return Sample(to_tensor(examine(data).image), self._label(row), text or "")
+            return Sample(to_tensor(examine(data).image), self._label(row), (text,) if text else ())
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from error
 

@@ -1,0 +1,100 @@
+"""What training images come as. A `Source` is a value; opened, it is a `Dataset` that workers can be sent."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from pixelspace.config import nearest
+from pixelspace.data.codec import Codec
+from pixelspace.data.transforms import Cut, fit, place
+from pixelspace.errors import UserError
+
+
+class Sample(NamedTuple):
+    """An image uint8 (3, H, W), or a clip (3, T, H, W), its label (-1: none) and its captions.
+
+    Of one that was cut, `size` is the height and width before (0: not known), and `corner` the first row and column
+    that were kept after resizing.
+    """
+
+    image: Tensor
+    label: int = -1
+    texts: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    corner: tuple[int, int] = (0, 0)
+
+
+class Dataset(ABC):
+    """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
+    is something computed of one."""
+
+    classes: tuple[str, ...]
+    fingerprint: str
+    holds_images: ClassVar[bool] = True
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a sample is called in messages, and known by: see `keys`."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Raises DataError for a sample that cannot be read."""
+
+    def texts(self, index: int) -> tuple[str, ...]:
+        """A sample's captions, without its image where that can be done."""
+        return self[index].texts
+
+    def column(self, name: str) -> np.ndarray:
+        """float64 (n,), a number of every sample, NaN where it is not known: `captions` (how many), `caption_length`
+        (characters of the longest), and where images were looked at `width` and `height`; or one of the samples' own
+        metadata, by its name there.
+
+        Raises:
+            UserError: no sample has such a number.
+        """
+        if name == "captions":
+            return np.array([len(self.texts(i)) for i in range(len(self))], dtype=np.float64)
+        if name == "caption_length":
+            lengths = [max(map(len, self.texts(i)), default=0) for i in range(len(self))]
+            return np.array(lengths, dtype=np.float64)
+        raise UserError(f"{type(self).__name__}: no sample has {name!r}; {nearest(name, self.columns())}")
+
+    def columns(self) -> tuple[str, ...]:
+        """The names that `column` knows."""
+        return "captions", "caption_length"
+
+    def keys(self) -> np.ndarray:
+        """uint64 (n,): a hash of what each sample is known by, the same wherever and among whatever else it lies."""
+        names = (self.name(i).encode("utf-8", "surrogateescape") for i in range(len(self)))
+        hashes = [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names]
+        return np.array(hashes, dtype=np.uint64)
+
+    def files(self) -> np.ndarray:
+        """int64, ascending from 0: the first sample of each file in which many lie together; one where none do."""
+        return np.zeros(1, dtype=np.int64)
+
+    def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
+        """Raises UserError where samples as they are stored cannot be cut to `size`, mirrored, or read by `codec`."""
+        return  # images can
+
+    def cut(self, index: int, cut: Cut) -> Sample:
+        """The sample as it enters a batch: an image cut to size, or the stored form of one."""
+        sample = self[index]
+        height, width = sample.image.shape[-2:]
+        corner = place(height, width, cut).corner
+        return sample._replace(image=fit(sample.image, cut), size=(height, width), corner=corner)
+
+
+class Source(ABC):
+    """A data set as a value."""
+
+    @abstractmethod
+    def open(self, cache: Path | None = None) -> Dataset:
+        """The data set; what it finds out once it keeps in the folder `cache`."""
