@@ -31,8 +31,8 @@ class Stage:
     `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
     `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
-    metrics is written; `text` reads the captions for a network that reads text; each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps
-    that are not finite among 100 stop the run.
+    metrics is written. `text` reads the captions for a network that reads text. Each of `evaluators` judges the
+    averaged weights in its own time. More than `bad_steps` steps that are not finite among 100 stop the run.
     """
 
     name: str
