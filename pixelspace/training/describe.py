@@ -32,7 +32,8 @@ def _stage(stage: Stage, depth: int) -> list[str]:
     one = activation_bytes(stage, 1)
     each = activation_bytes(stage, 2) - one  # what is saved once, as weights in bfloat16, does not grow with images
     h, w = stage.shape[1:]
-    kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w)
+    tokens = stage.text.length if stage.text else 0
+    kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w, tokens=tokens)
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
     return [
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
@@ -42,7 +43,7 @@ def _stage(stage: Stage, depth: int) -> list[str]:
         *(
             []
             if kept is None
-            else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept) / 1e9:>15,.3f} GMAC"]
+            else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept, tokens) / 1e9:>15,.3f} GMAC"]
         ),
         f"  {'activations for backward, one image':<42} {_gib(each):>15}",
         f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",

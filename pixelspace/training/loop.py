@@ -29,12 +29,14 @@ from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, rea
 from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.random import Rng
+from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import load_state_by_name, set_rate, state_by_name
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
 from pixelspace.training.stage import Inherit, Recipe, Stage
+from pixelspace.training.words import nothing, open_reader, with_text
 from pixelspace.types import Cond, Evaluator, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
@@ -64,13 +66,16 @@ class StepReport:
     finite: bool
 
 
-def train_step(state: State, forward: Callable[..., Tensor], stage: Stage, raw: Raw, rng: Rng) -> StepReport:
+def train_step(
+    state: State, forward: Callable[..., Tensor], stage: Stage, raw: Raw, rng: Rng, reader: Reader | None = None
+) -> StepReport:
     """Draw, forward, backward, clip, step, average; a loss or gradient that is not finite changes only the step."""
     device = next(state.network.parameters()).device
     seen, micro = state.step * stage.batch, stage.micro or stage.batch
     losses, sigmas = [], []
     for start in range(0, stage.batch, micro):
-        batch = to_model_space(raw.part(start, start + micro), stage.data, stage.codec, rng, device)
+        part = raw.part(start, start + micro)
+        batch = with_text(to_model_space(part, stage.data, stage.codec, rng, device), part.texts, reader)
         draw = stage.objective.draw(batch, stage.batch, seen / stage.images, rng)
         torch.manual_seed(rng.key("dropout", state.step, start))
         loss = stage.objective.loss(forward, batch, draw)
@@ -185,6 +190,8 @@ class StageRun:
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
             evaluator.check(self.dataset.holds_images, self.weights_folder)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng)
+        self.reader = open_reader(stage, self.dataset, self.train_ids, device)
+        self.nothing = nothing(self.reader)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
@@ -212,6 +219,11 @@ class StageRun:
             if saved.get("codec", "") != self.stage.codec.identity():
                 raise UserError(
                     f"stage {self.stage.name!r}: the codec's weights have changed since {resumed.path.name}"
+                )
+            if (found := self.reader.identity if self.reader else "") != saved.get("text", ""):
+                raise UserError(
+                    f"stage {self.stage.name!r}: the text encoder has changed since {resumed.path.name}: "
+                    f"{saved.get('text')} then, {found} now"
                 )
             if saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
@@ -250,22 +262,34 @@ class StageRun:
             "fingerprint": self.dataset.fingerprint,
             "samples": len(self.dataset),
             "codec": stage.codec.identity(),
+            "text": self.reader.identity if self.reader else "",
             "threads": torch.get_num_threads(),
             "versions": {"pixelspace": pixelspace.__version__, "torch": torch.__version__},
         }
-        checkpoint.save(self.folder / "checkpoints", state.step, _parts(state), saved)
+        parts = {**_parts(state), **({"nothing": self.nothing} if self.nothing else {})}
+        checkpoint.save(self.folder / "checkpoints", state.step, parts, saved)
         every = max(1, stage.save_images // stage.batch) * stage.keep_every
         best = {step for step, _, _ in judging.best_steps(stage, self.folder).values()}
         checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every, protect=best)
+
+    def captions(self, numbers: range) -> list[str]:
+        """By what images of these numbers are drawn on the way, of the captions of training samples."""
+        if self.reader is None:
+            return []
+        ids = [int(self.train_ids[i % len(self.train_ids)]) for i in numbers]
+        return [self.dataset.texts(index)[0] for index in ids]
 
     def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
         """Previews and the held-out loss, with averaged weights."""
         with evaluating(self.state.network, self.state.average.tensors, self.stage) as backbone:
             if validate and len(self.held_ids):
-                held = held_out_loss(self.stage, backbone, self.dataset, self.held_ids, self.rng, self.device)
+                held = held_out_loss(
+                    self.stage, backbone, self.dataset, self.held_ids.tolist(), self.rng, self.device, self.reader
+                )
                 metrics.write("validation", self.state.step, self.images, loss=held.loss, octiles=held.octiles)
             if samples:
-                images = sample_images(self.stage, backbone, self.device)
+                texts = self.captions(range(self.stage.sample_count))
+                images = sample_images(self.stage, backbone, self.device, self.reader, texts)
                 sheet = grid_image(images, columns=math.ceil(math.sqrt(len(images))))
                 save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
         plot_loss(self.folder, self.folder / "loss.png")
@@ -283,7 +307,15 @@ class StageRun:
         with evaluating(self.state.network, average, stage) as backbone:
             look = Look(
                 draw=lambda seed, numbers, labels: drawn(
-                    stage, backbone, self.device, numbers, labels, seed, exact=True
+                    stage,
+                    backbone,
+                    self.device,
+                    numbers,
+                    labels,
+                    seed,
+                    exact=True,
+                    reader=self.reader,
+                    texts=self.captions(numbers),
                 ),
                 drawn=f"{stage.name} at {self.images} images, {digest(average)}, {stage.sampling}",
                 read=known if self.dataset.holds_images else None,
@@ -372,7 +404,7 @@ class StageRun:
                 raw = next(stream)
                 waited += time.monotonic() - asked_at
                 self.note_unreadable(raw)
-                report = train_step(state, self.forward, stage, raw, self.rng)
+                report = train_step(state, self.forward, stage, raw, self.rng, self.reader)
                 bar.update(stage.batch)
                 if report.finite:
                     reports.append(report)

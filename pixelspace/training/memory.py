@@ -10,6 +10,18 @@ from pixelspace.training.stage import Stage
 from pixelspace.types import Batch, Draw
 
 
+def _batch(stage: Stage, batch: int) -> Batch:
+    pairs = torch.zeros(batch, 2, dtype=torch.int64)
+    cond = {"label": torch.zeros(batch, dtype=torch.int64), "size": pairs, "corner": pairs}
+    null = {}
+    if stage.text is not None and stage.backbone.text_widths is not None:
+        (width, pooled), length = stage.backbone.text_widths, stage.text.length
+        words = {"text": torch.zeros(batch, length, width), "pooled": torch.zeros(batch, pooled)}
+        cond |= {**words, "text_mask": torch.ones(batch, length, dtype=torch.bool)}
+        null = {name: cond[name][:1] for name in ("text", "pooled", "text_mask")}
+    return Batch(torch.zeros(batch, *stage.shape), cond, torch.arange(batch), null)
+
+
 def activation_bytes(stage: Stage, batch: int = 1) -> int:
     """Bytes that autograd saves for one forward pass of `batch` images, weights not counted."""
     device = torch.device("cpu")
@@ -22,14 +34,13 @@ def activation_bytes(stage: Stage, batch: int = 1) -> int:
         return tensor
 
     alive: list[Tensor] = []
-    real = Batch(
-        torch.zeros(batch, *stage.shape), {"label": torch.zeros(batch, dtype=torch.int64)}, torch.arange(batch)
-    )
+    real = _batch(stage, batch)
     drawn = stage.objective.draw(real, batch, 0.0, Rng(0))
     with FakeTensorMode() as fake:
         network = stage.backbone.build()
         own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-        given = Batch(fake.from_tensor(real.x), {"label": fake.from_tensor(real.cond["label"])}, real.pos)
+        cond, null = ({key: fake.from_tensor(rows) for key, rows in c.items()} for c in (real.cond, real.null))
+        given = Batch(fake.from_tensor(real.x), cond, real.pos, null)
         sigma, noise = fake.from_tensor(drawn.sigma), fake.from_tensor(drawn.noise)
         drop, keep = (None if one is None else fake.from_tensor(one) for one in (drawn.drop, drawn.keep))
         draw = Draw(sigma, noise, drop, keep)

@@ -13,8 +13,10 @@ from pixelspace.data.loader import read, to_model_space
 from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.sampling.generate import generate
+from pixelspace.text.encoder import Reader
 from pixelspace.training.log import OctileMeans
 from pixelspace.training.stage import Stage
+from pixelspace.training.words import asked, with_text
 from pixelspace.types import Cond
 
 PREVIEW_SEED = 0
@@ -51,16 +53,21 @@ def drawn(
     labels: Tensor,
     seed: int,
     exact: bool = False,
+    reader: Reader | None = None,
+    texts: Sequence[str] = (),
 ) -> Tensor:
-    """uint8 (n, C, H, W) on the CPU: images `numbers` of `seed`, of the classes `labels` (n,), -1 for none."""
+    """uint8 (n, C, H, W) on the CPU: images `numbers` of `seed`, of the classes `labels` (n,), -1 for none, and with a
+    reader of the captions `texts`."""
+    words, no_words = (reader(texts).cond(), reader([""]).cond()) if reader else ({}, {})
+    cond, null = asked(labels.to(device), stage.size, words, no_words)
     batches = generate(
         backbone,
         stage.objective.process,
         stage.sampling,
         images=torch.tensor(numbers, device=device),
         shape=stage.shape,
-        cond={"label": labels.to(device)},
-        null={"label": torch.full_like(labels, -1, device=device)},
+        cond=cond,
+        null=null,
         seed=seed,
         batch=min(len(numbers), stage.micro or stage.batch),
         exact=exact,
@@ -68,11 +75,14 @@ def drawn(
     return torch.cat([stage.codec.decode(x0).cpu() for x0 in batches])
 
 
-def sample_images(stage: Stage, backbone: Backbone, device: torch.device) -> Tensor:
-    """uint8 (sample_count, C, H, W); with classes, image i is of class i modulo their number."""
+def sample_images(
+    stage: Stage, backbone: Backbone, device: torch.device, reader: Reader | None = None, texts: Sequence[str] = ()
+) -> Tensor:
+    """uint8 (sample_count, C, H, W); with classes, image i is of class i modulo their number; with a reader of
+    caption i."""
     n, classes = stage.sample_count, stage.backbone.num_classes
     labels = torch.arange(n) % classes if classes else torch.full((n,), -1)
-    return drawn(stage, backbone, device, range(n), labels, PREVIEW_SEED)
+    return drawn(stage, backbone, device, range(n), labels, PREVIEW_SEED, reader=reader, texts=texts)
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,13 @@ class HeldOut:
 
 
 def held_out_loss(
-    stage: Stage, backbone: Backbone, dataset: Dataset, held: Sequence[int], rng: Rng, device: torch.device
+    stage: Stage,
+    backbone: Backbone,
+    dataset: Dataset,
+    held: Sequence[int],
+    rng: Rng,
+    device: torch.device,
+    reader: Reader | None = None,
 ) -> HeldOut:
     """The loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
     held = held[: stage.validate_count]
@@ -94,6 +110,7 @@ def held_out_loss(
     for start in range(0, len(held), chunk):
         raw = read(dataset, held[start : start + chunk], stage.size, stage.data.crop)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
+        batch = with_text(batch, raw.texts, reader)
         draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None, keep=None)
         losses = stage.objective.loss(backbone, batch, draw).cpu()
         octiles.add(draw.sigma.cpu(), losses)

@@ -3,40 +3,50 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pixelspace.errors import UserError
+from pixelspace.data.dataset import Dataset
+from pixelspace.errors import DataError, UserError
 from pixelspace.text.encoder import Reader
 from pixelspace.training.stage import Stage
-from pixelspace.types import Batch, Cond
+from pixelspace.types import BackboneConfig, Batch, Cond
 
 
-def open_reader(stage: Stage, device: torch.device) -> Reader | None:
-    """The stage's text encoder; None: its network reads no text.
-
-    Raises:
-        UserError: the encoder gives text of another width than the network reads.
-    """
-    if stage.text is None:
-        return None
-    reader, wanted = stage.text.open(device), stage.backbone.text_widths
-    check_widths(reader, wanted, f"stage {stage.name!r}: ")
-    return reader
-
-
-def check_widths(reader: Reader, wanted: tuple[int, int] | None, where: str = "") -> None:
-    """Raises UserError where an encoder is not of the widths (tokens, pooled) that a network reads."""
+def check_widths(reader: Reader, backbone: BackboneConfig) -> None:
+    """Raises UserError where an encoder gives text of other widths than the network reads."""
+    wanted = backbone.text_widths or (0, 0)
     if (reader.width, reader.pooled_width) != wanted:
         raise UserError(
-            f"{where}the text encoder ({reader.identity}) gives tokens of width {reader.width} and pooled text of "
-            f"{reader.pooled_width}, the network reads {wanted and wanted[0]} and {wanted and wanted[1]}; set "
-            f"backbone.text.width and backbone.text.pooled, or take another encoder"
+            f"text: the encoder ({reader.identity}) gives tokens of width {reader.width} and pooled text of "
+            f"{reader.pooled_width}; the network reads {wanted[0]} and {wanted[1]}: set backbone.text.width and "
+            f"backbone.text.pooled, or take another encoder"
         )
 
 
+def open_reader(stage: Stage, dataset: Dataset, ids: np.ndarray, device: torch.device) -> Reader | None:
+    """The stage's text encoder; None: its network reads no text.
+
+    Raises:
+        UserError: the encoder's widths are not the network's.
+        DataError: samples among `ids` have no caption.
+    """
+    if stage.text is None:
+        return None
+    reader = stage.text.open(device)
+    check_widths(reader, stage.backbone)
+    if bare := int((dataset.column("captions")[ids] == 0).sum()):
+        way = "give them one" if bare == len(ids) else 'leave them out by data.keep: Keep("captions", low=1)'
+        raise DataError(
+            f"stage {stage.name!r}: {bare:,} of {len(ids):,} training samples have no caption, the first is "
+            f"{dataset.name(int(ids[dataset.column('captions')[ids] == 0][0]))}; {way}"
+        )
+    return reader
+
+
 def with_text(batch: Batch, texts: Sequence[str], reader: Reader | None) -> Batch:
-    """The batch with what its captions mean, and with what "" means as their absence."""
+    """The batch with what its captions mean, and with what "" means in place of those that are dropped."""
     if reader is None:
         return batch
     both = reader([*texts, ""]).cond()
@@ -45,20 +55,28 @@ def with_text(batch: Batch, texts: Sequence[str], reader: Reader | None) -> Batc
     return replace(batch, cond={**batch.cond, **cond}, null={**batch.null, **null})
 
 
-def nothing(reader: Reader) -> dict[str, Tensor]:
-    """What "" means to an encoder, a row of each: kept with a model, so that it draws without its encoder."""
-    return {name: rows.cpu().contiguous() for name, rows in reader([""]).cond().items()}
+def nothing(reader: Reader | None) -> dict[str, Tensor]:
+    """What "" means to an encoder, (1, ...): kept with a model, so that it can draw without its encoder."""
+    return {} if reader is None else {name: rows.cpu().contiguous() for name, rows in reader([""]).cond().items()}
 
 
-def _of_length(rows: Tensor, length: int) -> Tensor:
+def _filled(rows: Tensor, length: int) -> Tensor:
     filled = rows.new_zeros(len(rows), length, *rows.shape[2:])
     filled[:, : rows.shape[1]] = rows
     return filled
 
 
-def paired(cond: Cond, null: Cond) -> tuple[Cond, Cond]:
-    """Both with tokens filled up to the longer of the two."""
-    length = max(cond["text"].shape[1], null["text"].shape[1])
-    some = {"text", "text_mask"}
-    both = ({key: _of_length(rows, length) if key in some else rows for key, rows in c.items()} for c in (cond, null))
-    return next(both), next(both)
+def asked(labels: Tensor, size: tuple[int, int], text: Cond, null_text: Cond) -> tuple[Cond, Cond]:
+    """What n images of `size` are drawn by, and by what for guidance: labels (n,) or (n, classes), and rows (n or 1,
+    ...) of text, {} for none."""
+    n, device = len(labels), labels.device
+    none = torch.zeros_like(labels) if labels.is_floating_point() else torch.full_like(labels, -1)
+    same = {"size": torch.tensor([size], device=device).expand(n, 2)}
+    same["corner"] = torch.zeros_like(same["size"])
+    both = []
+    for label, given in ((labels, text), (none, null_text)):
+        longest = max([rows["text"].shape[1] for rows in (text, null_text) if rows], default=0)
+        rows = {name: _filled(row, longest) if name != "pooled" else row for name, row in given.items()}
+        words = {name: row.to(device).expand(n, *row.shape[1:]) for name, row in rows.items()}
+        both.append({"label": label, **same, **words})
+    return both[0], both[1]
