@@ -24,8 +24,10 @@ from pixelspace.recipes.values import VALUES
 from pixelspace.sampling.denoiser import denoiser
 from pixelspace.sampling.generate import Sampling, generate
 from pixelspace.sampling.solvers import SOLVERS
+from pixelspace.text.encoder import Reader, TextEncoder
 from pixelspace.training import checkpoint
-from pixelspace.training.stage import Recipe, Stage
+from pixelspace.training.stage import Recipe
+from pixelspace.training.words import asked, check_widths
 from pixelspace.types import BackboneConfig, Cond
 
 KIND = "model"
@@ -36,13 +38,16 @@ Label = int | str | Sequence[int | str] | Tensor
 
 @value
 class ModelConfig:
-    """All of a model but its weights. `classes` may be empty where only their number is known."""
+    """All of a model but its weights. `classes` may be empty where only their number is known. `text` reads prompts;
+    `text_identity` says which weights it had in training ("": any)."""
 
     backbone: BackboneConfig
     process: Process
     sampling: Sampling
     size: tuple[int, int]
     codec: Codec = Pixels()
+    text: TextEncoder | None = None
+    text_identity: str = ""
     classes: tuple[str, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -53,11 +58,20 @@ TYPES = {**VALUES, "ModelConfig": ModelConfig}
 class Model:
     """A trained network with all that is needed to use it.
 
-    `backbone(x, c_noise, cond)` is the raw network on scaled input; `config` the rest.
+    `backbone(x, c_noise, cond)` is the raw network on scaled input; `config` the rest. `nothing` is what "" means to
+    the encoder of a model that reads text.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], device: torch.device | str = "auto"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        device: torch.device | str = "auto",
+        nothing: Cond | None = None,
+    ):
         self.config = config
+        self.nothing = nothing or {}
+        self._reader: Reader | None = None
         self.backbone = config.backbone.build().eval().requires_grad_(False)
         load_weights(self.backbone, weights)
         self.to(device)
@@ -65,6 +79,7 @@ class Model:
     def to(self, device: torch.device | str) -> "Model":
         """Moves the network to `device` (`auto` picks one)."""
         self.backbone.to(pick_device(str(device)))
+        self._reader = None
         return self
 
     @property
@@ -89,10 +104,46 @@ class Model:
         self.config = replace(self.config, codec=replace(codec, vae=str(path)))
         return self
 
-    def _with_label(self, cond: Cond, n: int) -> Cond:
-        if self.config.backbone.num_classes and "label" not in cond:
-            return {**cond, "label": torch.full((n,), -1, device=self.device)}
-        return cond
+    def use_text(self, encoder: TextEncoder) -> "Model":
+        """Takes another place or form of the text encoder from now on; its weights must be those trained with.
+
+        Raises:
+            UserError: a model that reads no text.
+        """
+        if self.config.text is None:
+            raise UserError("text: this model reads no text; leave it out")
+        self.config, self._reader = replace(self.config, text=encoder), None
+        return self
+
+    @property
+    def reader(self) -> Reader:
+        """The text encoder with its weights, opened when it is first needed.
+
+        Raises:
+            UserError: this model reads no text, or the encoder is not the one trained with.
+        """
+        config = self.config
+        if config.text is None:
+            raise UserError("text: this model reads no text; leave it out")
+        if self._reader is None:
+            reader = config.text.open(self.device)
+            check_widths(reader, config.backbone)
+            if config.text_identity and reader.identity != config.text_identity:
+                raise UserError(
+                    f"text: this model was trained with {config.text_identity}, and the encoder is now "
+                    f"{reader.identity}; give the one it was trained with"
+                )
+            self._reader = reader
+        return self._reader
+
+    def _nothing(self) -> Cond:
+        return {} if self.config.text is None else self.nothing or self.reader([""]).cond()
+
+    def _complete(self, cond: Cond, n: int) -> Cond:
+        """With nothing in place of what is missing."""
+        unlabelled = torch.full((n,), -1, device=self.device)
+        height, width = self.config.size
+        return {**asked(unlabelled, (height, width), {}, self._nothing())[1], **cond}
 
     def _forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -102,10 +153,10 @@ class Model:
     def denoised(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
         """The estimate of x0 in model space, for x (B, C, H, W) = x0 + sigma noise; sigma () or (B,).
 
-        Keys of `cond` that the model does not take are ignored; a missing label means none.
+        Keys of `cond` that the model does not take are ignored; a missing label or text means none.
         """
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        return denoiser(self._forward, self.config.process, self._with_label(cond or {}, len(x)))(x, sigma)
+        return denoiser(self._forward, self.config.process, self._complete(cond or {}, len(x)))(x, sigma)
 
     def _class_index(self, label: int | str) -> int:
         classes, n = self.config.classes, self.config.backbone.num_classes
@@ -134,6 +185,17 @@ class Model:
             raise UserError(f"label: expected one label or {n}, found {len(labels)}")
         return torch.tensor([self._class_index(one) for one in labels])
 
+    def _prompts(self, name: str, text: str | Sequence[str], n: int) -> list[str]:
+        prompts = [text] if isinstance(text, str) else list(text)
+        if self.config.text is None:
+            raise UserError(f"{name}: this model reads no text; leave it out")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise UserError(f"{name}: prompt {i + 1} of {len(prompts)} is blank: {prompt!r}; give some words")
+        if not prompts or n % len(prompts):
+            raise UserError(f"{name}: {len(prompts)} prompts for {n} images; n must be a multiple of their number")
+        return prompts
+
     def plan(self, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
         """How images are made with these settings in place of the model's own; None leaves one as it is.
 
@@ -155,13 +217,21 @@ class Model:
             plan = replace(plan, guidance=float(guidance))
         return plan
 
+    def _meanings(self, prompts: list[str] | None, rows: range) -> Cond:
+        """What the prompts of images `rows` mean, (n, ...); without prompts, what "" does, (1, ...)."""
+        if prompts is None:
+            return self._nothing()
+        return self.reader([prompts[i % len(prompts)] for i in rows]).cond()
+
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         *,
         size: int | tuple[int, int] | None = None,
         label: Label | None = None,
+        text: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
         steps: int | None = None,
         sampler: str | None = None,
         guidance: float | None = None,
@@ -175,12 +245,17 @@ class Model:
         """torch.uint8 (n, H, W, C) on the CPU. None means as the recipe says; no label means no class.
 
         `size` is a side or (height, width); `label` a class number or name, one for all or one an image, or float rows
-        (n, classes). Images `first` to first + n - 1 of the seed are drawn; none depends on n or on `batch` beyond
-        rounding, and with `exact` not at all. `truncate` cuts pixels off to 8 bits or rounds them; see `Codec.decode`.
+        (n, classes). Image i is of prompt i modulo the number of prompts in `text`, and guided away from `negative`
+        likewise; without them, from what "" means. n is by default as many as there are prompts, or else 1.
+
+        Images `first` to first + n - 1 of the seed are drawn; none depends on n or on `batch` beyond rounding, and with
+        `exact` not at all. `truncate` cuts pixels off to 8 bits or rounds them; see `Codec.decode`.
 
         Raises:
             UserError: an argument that the model has no use for.
         """
+        if n is None:
+            n = 1 if text is None or isinstance(text, str) else max(len(text), 1)
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_IMAGES:
             raise UserError(f"n must be from 1 to {MAX_IMAGES:,}, found {n!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -197,46 +272,36 @@ class Model:
         plan = self.plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)
         numbers = torch.arange(first, first + n, device=self.device)
-        null = torch.zeros_like(labels) if labels.is_floating_point() else torch.full_like(labels, -1)
-        total = -(-n // batch) * plan.steps
+        words = None if text is None else self._prompts("text", text, n)
+        against = None if negative is None else self._prompts("negative", negative, n)
+        if against is not None and plan.guidance == 1:
+            raise UserError("negative: without guidance nothing is guided away from; set guidance to more than 1")
+        total, images = -(-n // batch) * plan.steps, list[Tensor]()
         with tqdm(total=total, desc="sampling", unit="step", disable=not progress, leave=False) as bar:
-
-            def show(start: int, step: int) -> None:
-                bar.update(start // batch * plan.steps + step - bar.n)
-
-            batches = generate(
-                self._forward,
-                config.process,
-                plan,
-                images=numbers,
-                shape=(config.backbone.channels, *latent_size),
-                cond={"label": labels},
-                null={"label": null},
-                seed=seed,
-                batch=batch,
-                exact=exact,
-                callback=show,
-            )
-            images = [config.codec.decode(x0, truncate).cpu() for x0 in batches]
+            for start in range(0, n, batch):
+                rows = range(start, min(start + batch, n))
+                some, none = (self._meanings(prompts, rows) for prompts in (words, against))
+                cond, null = asked(labels[start : rows.stop], (height, width), some, none)
+                (x0,) = generate(
+                    self._forward,
+                    config.process,
+                    plan,
+                    images=numbers[start : rows.stop],
+                    shape=(config.backbone.channels, *latent_size),
+                    cond=cond,
+                    null=null,
+                    seed=seed,
+                    batch=batch,
+                    exact=exact,
+                    callback=lambda _, step: bar.update(1),
+                )
+                images.append(config.codec.decode(x0, truncate).cpu())
         return torch.cat(images).permute(0, 2, 3, 1).contiguous()
 
     def save(self, folder: Path | str) -> Path:
         """Writes safetensors and JSON into `folder` (new, empty, or an earlier model), all or nothing."""
-        parts = {"model": self.backbone.state_dict()}
+        parts = {"model": self.backbone.state_dict(), **({"nothing": self.nothing} if self.nothing else {})}
         return store.publish(Path(folder), parts, to_data(self.config), kind=KIND, replace=True)
-
-
-def _from_stage(stage: Stage, classes: Sequence[str], weights: Mapping[str, Tensor], device: str) -> Model:
-    config = ModelConfig(
-        backbone=stage.backbone,
-        process=stage.objective.process,
-        sampling=stage.sampling,
-        size=stage.size,
-        codec=stage.codec,
-        classes=tuple(classes) if stage.backbone.num_classes else (),
-        precision=stage.precision,
-    )
-    return Model(config, weights, device)
 
 
 def _typed(data: Any, cls: type, path: Path) -> Any:
@@ -252,8 +317,19 @@ def _typed(data: Any, cls: type, path: Path) -> Any:
 def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device: str) -> Model:
     recipe: Recipe = _typed(contents.state["recipe"], Recipe, path)
     stage = next(stage for stage in recipe.stages if stage.name == contents.state["stage"])
+    config = ModelConfig(
+        backbone=stage.backbone,
+        process=stage.objective.process,
+        sampling=stage.sampling,
+        size=stage.size,
+        codec=stage.codec,
+        text=stage.text.direct if stage.text else None,
+        text_identity=contents.state.get("text", ""),
+        classes=tuple(contents.state["classes"]) if stage.backbone.num_classes else (),
+        precision=stage.precision,
+    )
     part = {"ema": "ema", "raw": "model"}[weights]
-    return _from_stage(stage, contents.state["classes"], contents.parts[part], device)
+    return Model(config, contents.parts[part], device, contents.parts.get("nothing"))
 
 
 def _newest_stage(run: Path) -> Path:
@@ -287,7 +363,9 @@ def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw
             raise CheckpointError(f"{path}: a stage without a checkpoint yet")
         return _from_checkpoint(resumed.path, resumed.contents, weights, device)
     contents = store.read(path, kind=KIND)
-    return Model(_typed(contents.state, ModelConfig, path), contents.parts["model"], device)
+    return Model(
+        _typed(contents.state, ModelConfig, path), contents.parts["model"], device, contents.parts.get("nothing")
+    )
 
 
 Weights = Path | str | Mapping[str, Tensor]

@@ -16,6 +16,8 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
 from pixelspace.nn.embed import sincos_positions, timestep_features
+from pixelspace.nn.norm import AdaRMSNorm
+from pixelspace.nn.text import CrossAttention, Text, TextInput
 from pixelspace.types import BackboneConfig, Cond, ParamGroup
 
 TIME_FEATURES = 256
@@ -49,7 +51,8 @@ class MaskDiTConfig(BackboneConfig):
     """The whole network, for model-space samples of one `size` (height, width).
 
     Without a decoder, removed patches come out as zeros. `cls_token` adds a learnt token to the encoder, whose outcome
-    conditions the decoder. `feature` is the length of an external feature to condition on (0: none); with
+    conditions the decoder. `text` (None: none) is added to the condition, and with `cross` the encoder's blocks attend
+    to it. `feature` is the length of an external feature to condition on (0: none); with
     `encoder_feature` a network that is not in training first encodes x once more and is conditioned on the mean.
     """
 
@@ -65,8 +68,12 @@ class MaskDiTConfig(BackboneConfig):
     cls_token: bool = False
     feature: int = 0
     encoder_feature: bool = False
+    text: Text | None = None
+    cross: bool = False
 
     def __post_init__(self) -> None:
+        if self.cross and self.text is None:
+            raise ValueError("MaskDiTConfig: cross needs text; set text, too")
         _check_width("MaskDiTConfig", self.width, self.depth, self.num_heads)
         if min(self.patch, self.channels) < 1 or min(self.num_classes, self.feature) < 0 or self.mlp_ratio <= 0:
             raise ValueError("MaskDiTConfig: patch, channels, mlp_ratio positive; num_classes, feature not negative")
@@ -83,6 +90,10 @@ class MaskDiTConfig(BackboneConfig):
     @property
     def keep_patch(self) -> tuple[int, int]:
         return self.patch, self.patch
+
+    @property
+    def text_widths(self) -> tuple[int, int] | None:
+        return None if self.text is None else (self.text.width, self.text.pooled)
 
     def build(self) -> "MaskDiT":
         """The network, with fresh weights."""
@@ -103,20 +114,25 @@ class MaskDiTConfig(BackboneConfig):
 
     def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
         """Multiply-accumulates of one forward pass on one image, `kept` patches of it: linear maps and attention."""
-        tokens, d = height // self.patch * (width // self.patch), self.width
+        grid, d = height // self.patch * (width // self.patch), self.width
         values = self.patch**2 * self.channels
 
         def blocks(w: int, depth: int, length: int) -> int:
             mlp = 2 * w * int(w * self.mlp_ratio)
             return depth * (length * (4 * w**2 + mlp + 2 * w * length) + 6 * d * w)
 
-        encoder = tokens * values * d + blocks(d, self.depth, (kept or tokens) + self.cls_token)
-        total = encoder * (1 + self.encoder_feature) + (TIME_FEATURES + d + self.num_classes + self.feature) * d
+        encoder = grid * values * d + blocks(d, self.depth, (kept or grid) + self.cls_token)
+        if self.text and self.cross:
+            queries = (kept or grid) + self.cls_token
+            cross = queries * (2 * d**2 + 2 * d * tokens) + 2 * tokens * self.text.inner * d + d**2
+            encoder += self.depth * cross
+        total = self.text.macs(d, tokens) if self.text else 0
+        total += encoder * (1 + self.encoder_feature) + (TIME_FEATURES + d + self.num_classes + self.feature) * d
         total += d * d * (self.encoder_feature + (self.cls_token and self.decoder is not None))
         if self.decoder is None:
-            return total + 2 * d * d + (kept or tokens) * d * values
-        w, length = self.decoder.width, tokens + self.decoder.takes_cls
-        total += 2 * d * d + ((kept or tokens) + self.decoder.takes_cls) * d * w
+            return total + 2 * d * d + (kept or grid) * d * values
+        w, length = self.decoder.width, grid + self.decoder.takes_cls
+        total += 2 * d * d + ((kept or grid) + self.decoder.takes_cls) * d * w
         return total + blocks(w, self.decoder.depth, length) + 2 * d * w + length * w * values
 
 
@@ -156,17 +172,21 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each modulated and gated by the condition (adaLN-Zero)."""
+    """Attention, then feed-forward, each modulated and gated by the condition (adaLN-Zero); between them, where the
+    network has it, attention to text (tokens, mask)."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, cond_width: int):
         super().__init__()
         self.attn = Attention(width, num_heads)
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.adaLN_modulation = _modulation(cond_width, 6 * width)
+        self.cross_attn: CrossAttention | None = None
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, *text: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, 1)
         x = torch.addcmul(x, gate_a[:, None], self.attn(_modulated(x, shift_a, scale_a)))
+        if self.cross_attn is not None:
+            x = self.cross_attn(x, c, *text)
         return torch.addcmul(x, gate_m[:, None], self.mlp(_modulated(x, shift_m, scale_m)))
 
 
@@ -227,8 +247,8 @@ def _table(grid: tuple[int, int], width: int, cls_token: bool) -> nn.Parameter:
 class MaskDiT(nn.Module):
     """(x (B, C, H, W), c_noise (B,), cond) to (B, C, H, W); with `keep` (B, L_keep) only those patches are encoded.
 
-    Takes `label` if it has classes and `feature` (B, F) if it has that; other keys are ignored. Set `checkpointing` to
-    recompute blocks in the backward pass.
+    Takes `label` if it has classes, `text`, `text_mask` and `pooled` if it reads text, and `feature` (B, F) if it has
+    that; other keys are ignored. Set `checkpointing` to recompute blocks in the backward pass.
     """
 
     def __init__(self, config: MaskDiTConfig):
@@ -236,7 +256,8 @@ class MaskDiT(nn.Module):
         d, decoder = config.width, config.decoder
         self.config = config
         self.checkpointing = False
-        self.takes = frozenset(["label"] * (config.num_classes > 0) + ["feature"] * (config.feature > 0))
+        words = ["text", "text_mask", "pooled"] if config.text else []
+        self.takes = frozenset(["label"] * (config.num_classes > 0) + ["feature"] * (config.feature > 0) + words)
         self.cls_token = nn.Parameter(torch.empty(1, 1, d)) if config.cls_token else None
         self.pos_embed = _table(config.grid, d, config.cls_token)
         self.x_embedder = PatchEmbedding(config.channels, d, config.patch)
@@ -258,6 +279,11 @@ class MaskDiT(nn.Module):
             self.decoder_blocks = blocks(decoder.width, decoder.depth, decoder.num_heads)
         self.final_layer = Head(decoder.width if decoder else d, config.patch**2 * config.channels, d)
         self._initialise()
+        self.text_in = TextInput(config.text, d) if config.text else None
+        if config.text and config.cross:
+            for block in self.blocks:
+                norm, head_dim = AdaRMSNorm(d, d), d // config.num_heads
+                block.cross_attn = CrossAttention(norm, d, config.text.inner, head_dim)  # type: ignore[assignment]
 
     def _initialise(self) -> None:
         """As the original: all output heads and gates start at zero, so that a fresh network says nothing."""
@@ -309,21 +335,25 @@ class MaskDiT(nn.Module):
         if keep is not None and (keep.ndim != 2 or len(keep) != len(x) or keep.shape[1] < 1):
             raise UserError(f"expected keep (B, L_keep) with at least one patch, found {tuple(keep.shape)}")
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
+    def _run(self, blocks: nn.ModuleList, x: Tensor, *given: Tensor) -> Tensor:
         for block in blocks:
             again = self.checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, c, use_reentrant=False) if again else block(x, c)
+            x = checkpoint(block, x, *given, use_reentrant=False) if again else block(x, *given)
         return x
 
-    def _condition(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        c = self.t_embedder(c_noise)
+    def _condition(self, c_noise: Tensor, cond: Cond) -> tuple[Tensor, ...]:
+        """The condition (B, D), and the text that blocks attend to, if they do."""
+        c, text = self.t_embedder(c_noise), ()
+        if self.text_in is not None:
+            *words, summary = self.text_in(cond)
+            c, text = c + summary, tuple(words) if self.config.cross else ()
         if self.y_embedder is not None:
             c = c + self.y_embedder(cond["label"])
         if self.feature_embedder is not None:
             c = c + self.feature_embedder(cond["feature"])
-        return c
+        return c, *text
 
-    def _encoded(self, x: Tensor, c: Tensor, keep: Tensor | None) -> Tensor:
+    def _encoded(self, x: Tensor, given: tuple[Tensor, ...], keep: Tensor | None) -> Tensor:
         """Tokens (B, L_keep, D), after the class token if there is one."""
         tokens = self.x_embedder(x) + self.pos_embed[:, int(self.config.cls_token) :]
         if keep is not None:
@@ -331,7 +361,7 @@ class MaskDiT(nn.Module):
         if self.cls_token is not None:
             cls = self.cls_token + self.pos_embed[:, :1]
             tokens = torch.cat([cls.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], 1)
-        return self._run(self.blocks, tokens, c)
+        return self._run(self.blocks, tokens, *given)
 
     def _mean(self, tokens: Tensor) -> Tensor:
         """(B, D) layer norm of the tokens' mean, without the class token."""
@@ -370,13 +400,13 @@ class MaskDiT(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond, keep: Tensor | None = None) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check(x, cond, keep)
-        c = self._condition(c_noise, cond)
+        c, *text = self._condition(c_noise, cond)
         if self.enc_feat_embedder is not None:
             if not self.training:
-                c = c + self.enc_feat_embedder(self._mean(self._encoded(x, c, None)))
+                c = c + self.enc_feat_embedder(self._mean(self._encoded(x, (c, *text), None)))
             elif not self.config.feature and "feature" in cond:
                 c = c + self.enc_feat_embedder(cond["feature"])
-        tokens = self._encoded(x, c, keep)
+        tokens = self._encoded(x, (c, *text), keep)
         if self.config.decoder is not None:
             out = self._decoded(tokens, c, keep)
         else:

@@ -1,12 +1,13 @@
 """Commands about models: train, sample, show, import, recipes, demo."""
 
+import json as json_format
 import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from pixelspace.cli.given import Settings, cache_folder, recipe_of, weights_folder
 from pixelspace.errors import PixelspaceError, UserError
@@ -94,10 +95,13 @@ def train(
 def sample(
     model: Positional[Path],
     *,
-    n: Annotated[int, arg(aliases=("-n",))] = 16,
+    n: Annotated[int | None, arg(aliases=("-n",))] = None,
     out: Path = Path("samples"),
     size: tuple[int, ...] = (),
     label: tuple[str, ...] = (),
+    text: Annotated[tuple[str, ...], UseAppendAction] = (),
+    text_file: Path | None = None,
+    negative: Annotated[tuple[str, ...], UseAppendAction] = (),
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -113,10 +117,13 @@ def sample(
 
     Args:
         model: A run, stage, checkpoint or model folder, or a k-diffusion weights file.
-        n: How many.
+        n: How many; by default as many as there are prompts, or 16.
         out: The folder to write to.
         size: Side, or height and width, in pixels.
         label: Class name or number; one for all images, or one for each.
+        text: A prompt; may be given again. Image i is of prompt i modulo their number.
+        text_file: More prompts: a .txt with one a line, or .json, .jsonl, .csv.
+        negative: What guidance leads away from; may be given again.
         steps: Solver steps; as the recipe says by default.
         sampler: The solver; as the recipe says by default.
         guidance: Scale of classifier-free guidance; as the recipe says by default.
@@ -136,15 +143,20 @@ def sample(
         raise UserError(f"{out}: is not empty; give another --out or add --overwrite")
     from pixelspace.api import open_model
     from pixelspace.data.grid import grid_image, save_image
+    from pixelspace.evaluation.prompts import read_prompts
 
+    prompts = [*text, *(read_prompts(text_file) if text_file is not None else ())]
     opened = open_model(model, device)
     if vae is not None:
         opened.use_vae(vae)
     labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
+    count = n if n is not None else len(prompts) or 16
     images = opened.sample(
-        n,
+        count,
         size=None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
         label=None if not labels else labels[0] if len(labels) == 1 else labels,
+        text=prompts or None,
+        negative=negative or None,
         steps=steps,
         sampler=sampler,
         guidance=guidance,
@@ -153,10 +165,16 @@ def sample(
         batch=batch,
         exact=exact,
     ).permute(0, 3, 1, 2)
-    for i in range(n):
+    if prompts:
+        lines = (
+            json_format.dumps({"file_name": f"{i:06d}.png", "text": prompts[i % len(prompts)]}) for i in range(count)
+        )
+        (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for i in range(count):
         save_image(grid_image(images[i : i + 1], 1, gap=0), out / f"{i:06d}.png")
-    sheet = save_image(grid_image(images, columns=max(1, round(n**0.5))), out / "grid.png")
-    print(f"{n} images: {sheet}")
+    columns = len(prompts) if 1 < len(prompts) < count else max(1, round(count**0.5))
+    sheet = save_image(grid_image(images, columns=columns), out / "grid.png")
+    print(f"{count} images: {sheet}")
 
 
 def import_(
@@ -195,8 +213,6 @@ def show(
         json: Print every setting as JSON instead.
         depth: How deep into the network to go.
     """
-    import json as json_format
-
     from pixelspace.config import to_data
     from pixelspace.training.describe import describe
 

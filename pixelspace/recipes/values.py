@@ -25,6 +25,7 @@ from pixelspace.evaluation.monitor import Monitor
 from pixelspace.evaluation.pretrained import CLIP, DINOv2
 from pixelspace.evaluation.protocols import Protocol
 from pixelspace.interop.kl_vae import KLVAE
+from pixelspace.nn.text import Text
 from pixelspace.noise.levels import (
     IDDPM,
     VP,
@@ -41,6 +42,7 @@ from pixelspace.noise.weighting import SNR, EDMWeight, MinSNR, SoftMinSNR, Unit
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.masked import Masked, MaskRatio
 from pixelspace.sampling.generate import Sampling
+from pixelspace.text.bytes import Bytes
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Exponential, Inverse
 from pixelspace.training.stage import Inherit, Recipe, Stage
@@ -50,7 +52,7 @@ VALUES: dict[str, type] = {
     for cls in (
         *(Recipe, Stage, Inherit, AdamW, Constant, Inverse, Exponential, EMA),
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
-        *(MaskDiTConfig, Decoder),
+        *(MaskDiTConfig, Decoder, Text, Bytes),
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),

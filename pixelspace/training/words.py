@@ -10,8 +10,11 @@ from torch import Tensor
 from pixelspace.data.dataset import Dataset
 from pixelspace.errors import DataError, UserError
 from pixelspace.text.encoder import Reader
+from pixelspace.text.remembered import Remembered
 from pixelspace.training.stage import Stage
 from pixelspace.types import BackboneConfig, Batch, Cond
+
+_REMEMBERED = 1 << 28  # numbers of all captions of a data set: a gigabyte
 
 
 def check_widths(reader: Reader, backbone: BackboneConfig) -> None:
@@ -34,15 +37,15 @@ def open_reader(stage: Stage, dataset: Dataset, ids: np.ndarray, device: torch.d
     """
     if stage.text is None:
         return None
-    reader = stage.text.open(device)
+    reader, counts = stage.text.open(device), dataset.column("captions")[ids]
     check_widths(reader, stage.backbone)
-    if bare := int((dataset.column("captions")[ids] == 0).sum()):
-        way = "give them one" if bare == len(ids) else 'leave them out by data.keep: Keep("captions", low=1)'
+    if len(bare := ids[counts == 0]):
+        way = "give them one" if len(bare) == len(ids) else 'leave them out by data.keep: Keep("captions", low=1)'
         raise DataError(
-            f"stage {stage.name!r}: {bare:,} of {len(ids):,} training samples have no caption, the first is "
-            f"{dataset.name(int(ids[dataset.column('captions')[ids] == 0][0]))}; {way}"
+            f"stage {stage.name!r}: {len(bare):,} of {len(ids):,} training samples have no caption, the first is "
+            f"{dataset.name(int(bare[0]))}; {way}"
         )
-    return reader
+    return Remembered(reader) if counts.sum() * stage.text.length * reader.width <= _REMEMBERED else reader
 
 
 def with_text(batch: Batch, texts: Sequence[str], reader: Reader | None) -> Batch:

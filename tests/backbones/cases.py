@@ -6,6 +6,7 @@ import torch
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.nn.text import Text
 
 HDIT = HDiTConfig(
     levels=(
@@ -20,14 +21,27 @@ HDIT = HDiTConfig(
 )
 PLAIN = HDiTConfig(levels=(Level(16, 1, None), Level(32, 1, Global(16))), channels=1, patch=(2, 4), mapping_width=16)
 
+TEXT = Text(6, 5, inner=16, depth=1, head_dim=8)
+WITH_TEXT = HDiTConfig(
+    levels=(Level(16, 1, Neighborhood(8, kernel=3)), Level(32, 2, Global(16), cross=True)),
+    patch=(2, 2),
+    mapping_width=16,
+    text=TEXT,
+    micro=("size", "corner"),
+)
+
 MASKDIT = MaskDiTConfig(24, 2, 3, (8, 12), num_classes=4, decoder=Decoder(16, 1, 2))
 PLAIN_DIT = MaskDiTConfig(16, 1, 2, (8, 8), patch=4, channels=3, decoder=None)
 CLS_TOKEN = replace(MASKDIT, cls_token=True, feature=6, decoder=Decoder(16, 2, 2, mask_token=False, takes_cls=True))
 SELF_FEATURE = replace(MASKDIT, cls_token=True, encoder_feature=True, feature=6)
 
+TEXT_DIT = replace(MASKDIT, text=replace(TEXT, depth=0), cross=True)
+
 CASES = {
     "hdit": (HDIT, (16, 32)),
     "hdit-plain": (PLAIN, (8, 32)),
+    "hdit-text": (WITH_TEXT, (8, 16)),
+    "maskdit-text": (TEXT_DIT, (8, 12)),
     "maskdit": (MASKDIT, (8, 12)),
     "maskdit-cls-token": (CLS_TOKEN, (8, 12)),
     "maskdit-self-feature": (SELF_FEATURE, (8, 12)),
@@ -43,5 +57,10 @@ def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[s
         "aug": torch.randn(batch, 9, generator=generator, dtype=dtype),
         "feature": torch.randn(batch, 6, generator=generator, dtype=dtype),
         "mapping": torch.randn(batch, 5, generator=generator, dtype=dtype),
+        "text": torch.randn(batch, 7, 6, generator=generator, dtype=dtype),
+        "text_mask": torch.arange(7) < torch.arange(batch)[:, None] % 7 + 1,
+        "pooled": torch.randn(batch, 5, generator=generator, dtype=dtype),
+        "size": torch.tensor([[64, 48]]) * torch.arange(1, batch + 1)[:, None],
+        "corner": torch.tensor([[0, 7]]) * torch.arange(batch)[:, None],
         "unknown": torch.zeros(batch),
     }

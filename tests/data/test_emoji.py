@@ -17,7 +17,7 @@ def test_the_set_holds_1500_captioned_images_of_eight_groups_and_every_smiley():
     counts = Counter(dataset[i].label for i in range(len(dataset)))
     assert len(dataset) == 1500 and dataset.classes == GROUPS and counts.keys() == set(range(8))
     assert counts[GROUPS.index("smileys")] == 167 and min(counts.values()) > 80
-    captions = [dataset[i].texts[0] for i in range(len(dataset))]
+    captions = [dataset[i].texts[-1] for i in range(len(dataset))]
     assert all(captions) and len(set(captions)) == 1499  # two drawings of "eye in speech bubble"
 
 

@@ -59,13 +59,14 @@ class EmojiDataset(Dataset):
         return self.entries[index][2].partition(";")[0]
 
     def texts(self, index: int) -> tuple[str, ...]:
-        return (self.entries[index][2],)
+        """What it is called, and that with words it goes by."""
+        return tuple(dict.fromkeys((self.name(index), self.entries[index][2])))
 
     def __getitem__(self, index: int) -> Sample:
-        place, label, text = self.entries[index]
+        place, label, _ = self.entries[index]
         side, columns = _described()["side"], _described()["columns"]
         y, x = place // columns * side, place % columns * side
-        return Sample(_atlas()[:, y : y + side, x : x + side].contiguous(), label, (text,))
+        return Sample(_atlas()[:, y : y + side, x : x + side].contiguous(), label, self.texts(index))
 
 
 @value
