@@ -1,34 +1,30 @@
 """Judging what is at hand: a model, a run, a folder or an archive, by a protocol's name."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pixelspace.api import Model, open_model
-from pixelspace.config import from_data, read_json, to_data
-from pixelspace.data.loader import divide
+from pixelspace.config import to_data
+from pixelspace.drawing import draw_items, drawn, prompts_of, training_images
 from pixelspace.errors import DataError, UserError
 from pixelspace.evaluation.arrays import IMAGES
+from pixelspace.evaluation.asking import prompts_of_items
 from pixelspace.evaluation.computing import Computing
 from pixelspace.evaluation.evaluate import evaluate
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.npy import npz_members, open_npy
 from pixelspace.evaluation.prompts import read_prompts
-from pixelspace.evaluation.protocols import Protocol, clips, only
+from pixelspace.evaluation.protocols import Protocol, Questions, clips, only
 from pixelspace.evaluation.reference_file import AS_THEY_ARE
 from pixelspace.evaluation.reference_making import reference_of
 from pixelspace.evaluation.references import Reference, read_reference
 from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images
 from pixelspace.evaluation.sweep import Point, folder_of
-from pixelspace.evaluation.views import Made, choice, chosen, resized, samples
-from pixelspace.random import Rng
-from pixelspace.recipes.values import VALUES
+from pixelspace.evaluation.views import choice, chosen, resized
 from pixelspace.store import MANIFEST
-from pixelspace.training.checkpoint import candidates
-from pixelspace.training.stage import Recipe
 
 _WEIGHTS = (".pth", ".pt", ".ckpt")
 _STATISTICS = (".safetensors", ".npz", ".pkl", ".pt", ".npy")
@@ -66,81 +62,6 @@ def require_place(out: Path, *apart: Path) -> None:
     there = [path.name for path in at.iterdir()] if at.is_dir() else []
     if there and not any(name.startswith(_OURS) or "=" in name for name in there):
         raise UserError(f"{out}: holds something else ({min(there)!r}); give a new or empty folder as --out")
-
-
-def drawn(
-    model: Model,
-    protocol: Protocol,
-    count: int,
-    seed: int,
-    *,
-    source: str,
-    settings: Mapping[str, Any],
-    batch: int = 16,
-) -> Made:
-    """The images of `model` that a protocol judges under one seed; `settings` are those of `Model.sample`.
-
-    Raises:
-        UserError: the protocol draws by captions, and the model reads none.
-    """
-    if protocol.labels == "captions":
-        raise UserError(
-            f"{protocol.name} draws by captions, and this model reads none; judge a folder of images made by them"
-        )
-    config, classes = model.config, model.config.backbone.num_classes
-    sampling = model.plan(settings.get("steps"), settings.get("sampler"), settings.get("guidance"))
-
-    def draw(numbers: range):
-        labels = protocol.label_of(numbers, classes, seed) if classes else None
-        images = model.sample(
-            len(numbers),
-            first=numbers.start,
-            label=labels,
-            seed=seed,
-            batch=batch,
-            exact=True,
-            progress=False,
-            truncate=protocol.truncate or None,
-            **settings,
-        )
-        return images.permute(0, 3, 1, 2)
-
-    weights = model.sha256
-    labelled = f"{protocol.labels} of {protocol.count}, {protocol.truncate}"
-    key = Rng(seed).key(f"{weights}, {to_data(config)}, {to_data(sampling)}, batch {batch}, {labelled}")
-    by = f"{sampling.solver} {sampling.steps} steps, guidance {sampling.guidance:g}, seed {seed}, batch {batch}"
-    fingerprint = f"weights {weights[:8]}, {by}, {key:016x}"
-    return Made(source, fingerprint, (3, *config.size), count, draw, batch * math.ceil(64 / batch))
-
-
-def _recipe(run: Path) -> Recipe:
-    recipe = from_data(read_json(run / "recipe.json"), VALUES)
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{run}: its recipe.json holds a {type(recipe).__name__}")
-    return recipe
-
-
-def training_images(run: Path, cache: Path | None) -> Images | None:
-    """The images that the last trained stage of a run was trained on, cut as there; None of a run on latents.
-
-    Raises:
-        UserError: `run` is no run.
-    """
-    if not (run / "recipe.json").is_file():
-        raise UserError(f"{run}: is no run with its data, so there is nothing to compare with: give --reference")
-    recipe = _recipe(run)
-    trained = [
-        stage for i, stage in enumerate(recipe.stages) if candidates(run / f"{i:02d}-{stage.name}" / "checkpoints")
-    ]
-    if not trained:
-        raise UserError(f"{run}: a run without a checkpoint yet")
-    stage = trained[-1]
-    dataset = stage.data.source.open(cache)
-    if not dataset.holds_images:
-        return None
-    ids, _ = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
-    crop = "center" if stage.data.crop == "random" else stage.data.crop
-    return samples(dataset, ids.tolist(), stage.size, crop)
 
 
 def _holds_statistics(path: Path) -> bool:
@@ -240,12 +161,14 @@ def _opened(task: Task, device: str) -> Model | None:
     return model if task.vae is None else model.use_vae(task.vae)
 
 
-def _sets(task: Task, protocol: Protocol, model: Model, count: int) -> tuple[list[Images], dict[str, Any]]:
+def _sets(
+    task: Task, protocol: Protocol, model: Model, count: int, prompts: tuple[str, ...]
+) -> tuple[list[Images], dict[str, Any]]:
     """A model's images of each seed, and what a report says of them."""
     batch, settings = task.batch or _BATCH, dict(task.settings)
     sampling = model.plan(settings.get("steps"), settings.get("sampler"), settings.get("guidance"))
     sets = [
-        _sized(drawn(model, protocol, count, seed, source=str(task.target), settings=settings, batch=batch), protocol)
+        _sized(drawn(model, protocol, count, seed, str(task.target), settings, batch, prompts), protocol)
         for seed in range(protocol.seed, protocol.seed + protocol.repeats)
     ]
     about = {
@@ -254,6 +177,7 @@ def _sets(task: Task, protocol: Protocol, model: Model, count: int) -> tuple[lis
         "precision": model.config.precision,
         "pixels": "cut off to 8 bits" if protocol.truncate or model.config.codec.truncates else "rounded to 8 bits",
         "labels": protocol.labels if model.config.backbone.num_classes else "none",
+        **({"prompts": str(task.prompts or "captions of its training images")} if prompts else {}),
         "batch": batch,
     }
     return sets, about
@@ -267,7 +191,11 @@ def _judged(
     captions = read_prompts(task.prompts) if task.prompts is not None else None
     count = protocol.count if task.count is None else task.count
     if model is not None:
-        sets, about = _sets(task, protocol, model, count)
+        prompts = prompts_of(model, protocol, task.target, captions, count, cache)
+        if prompts:
+            reads = protocol.labels == "captions" or any(metric.reads_captions for metric in metrics)
+            captions = prompts if reads else None
+        sets, about = _sets(task, protocol, model, count, prompts)
     else:
         found = _sized(open_images(task.target, cache=cache, clips=clips(protocol)), protocol)
         found, captions = _counted(found, captions, protocol, count)
@@ -308,6 +236,33 @@ def judge(task: Task, out: Path, computing: Computing, *, cache: Path | None = N
     model = _opened(task, str(computing.device))
     require_place(out, *_apart(task))
     return _judged(task, model, out, computing, cache, None)
+
+
+def draw_questioned(
+    target: Path,
+    protocol: Questions,
+    out: Path,
+    device: str,
+    *,
+    prompts: Path | None = None,
+    settings: Mapping[str, Any],
+    seed: int | None = None,
+    batch: int | None = None,
+    vae: Path | None = None,
+) -> Path:
+    """Draws the image of each item that a protocol asks about, and returns their folder, which is in `out`.
+
+    Raises:
+        UserError: the model reads no text.
+    """
+    model = open_model(target, device)
+    if vae is not None:
+        model.use_vae(vae)
+    if model.config.text is None:
+        raise UserError(f"{target}: reads no text; {protocol.name} asks about images that were made of its prompts")
+    require_place(out)
+    said = prompts_of_items(protocol, prompts)
+    return draw_items(model, said, out / "images", settings, seed or 0, batch or _BATCH)
 
 
 def sweep(

@@ -15,7 +15,8 @@ FLOORS = (
     {"training", "evaluation", "interop"},
     {"recipes"},
     {"api"},
-    {"demo", "judge"},
+    {"demo", "drawing"},
+    {"judge"},
     {"cli", "serving"},
     {"__init__", "__main__"},
 )

@@ -105,20 +105,17 @@ def evaluate(
     computing = _computing(device, weights, download, quiet, keep=keep, trust=trust_reference)
     settings = {"steps": steps, "sampler": sampler, "guidance": guidance}
     if isinstance(chosen, Questions):
-        _require_unasked(
-            protocol,
-            {
-                **settings,
-                **{"reference": reference, "count": count, "metric": metric, "sweep": sweep, "seed": seed},
-                **{"repeats": repeats, "batch": batch, "vae": vae},
-                **{"keep": keep or None, "trust-reference": trust_reference or None},
-            },
-        )
+        drawing = {**settings, "seed": seed, "batch": batch, "vae": vae}
+        idle = {"reference": reference, "count": count, "metric": metric, "sweep": sweep, "repeats": repeats}
+        idle |= {"keep": keep or None, "trust-reference": trust_reference or None}
+        _require_unasked(protocol, idle if judge.is_model(target) else {**idle, **drawing})
         if judge.is_model(target):
-            raise UserError(
-                f"{target}: is a run or a model; {protocol} asks about images that were made of its prompts"
+            given = {name: value for name, value in settings.items() if value is not None}
+            target = judge.draw_questioned(
+                target, chosen, out, device, prompts=prompts, settings=given, seed=seed, batch=batch, vae=vae
             )
-        judge.require_place(out, target)
+        else:
+            judge.require_place(out, target)
         report = ask(target, chosen, out, computing, answers=answers, vqa=vqa, prompts=prompts, human=human)
         return _show(report, out)
     if answers is not None or vqa is not None or human is not None:

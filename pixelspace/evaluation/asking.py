@@ -21,7 +21,7 @@ from pixelspace.evaluation.questions.counting import score_counts
 from pixelspace.evaluation.questions.dsg import score_graphs
 from pixelspace.evaluation.questions.graphs import answerable, dsg1k
 from pixelspace.evaluation.questions.humans import calibration, human_accuracy, read_human_counts
-from pixelspace.evaluation.questions.prompts import read_count_prompts
+from pixelspace.evaluation.questions.prompts import CountPrompts, read_count_prompts
 from pixelspace.evaluation.questions.share import Share
 from pixelspace.evaluation.report import Report, fingerprint, software, summarised
 from pixelspace.evaluation.vqa import PretrainedVQA
@@ -91,15 +91,19 @@ def _dsg(protocol: Questions, answer: Callable[..., Any]) -> tuple[list[Number],
     return numbers, score, notes, len(score.images)
 
 
-def _counting(
-    protocol: Questions, answer: Callable[..., Any], prompts: Path | None, human: Path | None
-) -> tuple[list[Number], Any, list[str], int]:
+def _count_prompts(prompts: Path | None) -> CountPrompts:
     if prompts is None:
         raise UserError(
             "prompts: counting needs the benchmark's prompts.csv, from google-deepmind/gecko_benchmark_t2i or "
             "google-deepmind/geckonum_benchmark_t2i: give it by --prompts"
         )
-    asked, people = read_count_prompts(prompts), None if human is None else read_human_counts(human)
+    return read_count_prompts(prompts)
+
+
+def _counting(
+    protocol: Questions, answer: Callable[..., Any], prompts: Path | None, human: Path | None
+) -> tuple[list[Number], Any, list[str], int]:
+    asked, people = _count_prompts(prompts), None if human is None else read_human_counts(human)
     answers, who = answer(asked.items, asked.items)
     score = score_counts(asked, answers, scorer=who)
     numbers = [
@@ -125,6 +129,13 @@ def _counting(
         if agreed.kappa is not None:
             numbers.append(Number("Cohen's kappa with people", agreed.kappa, False, {"questions": agreed.count}))
     return numbers, score, notes, len(score.images)
+
+
+def prompts_of_items(protocol: Questions, prompts: Path | None) -> dict[str, str]:
+    """By what the image of each item is to be drawn; for counting `prompts` are the benchmark's."""
+    if protocol.kind == "dsg":
+        return {item.id: item.prompt for item in dsg1k()}
+    return {item.id: item.prompt for item in _count_prompts(prompts).items}
 
 
 def ask(

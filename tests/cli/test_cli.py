@@ -74,7 +74,7 @@ def test_a_bad_setting_is_refused_in_one_line(cli, setting, words):
         ("stages.0.objective.mask.ratio=-0.5", ["ratio must be in [0, 1), found -0.5"]),
         ("stages.0.objective.patch=[2,2]", ["the network (MaskDiTConfig) has patches of (4, 4)"]),
         ("stages.0.objective.target=clear", ["'noisy' or 'clean'", "'clear'"]),
-        ("stages.*.backbone.num_classes=0", ["drop_rate 0.1: the network has no classes to drop"]),
+        ("stages.*.backbone.num_classes=0", ["drop_rate 0.1: the network has neither classes nor text to drop"]),
         ("stages.0.backbone.channels=4", ["4 channels", "(Pixels) 3"]),
     ],
 )

@@ -285,7 +285,7 @@ def test_what_cannot_be_meant_of_images_is_refused(cli, known, given, code, word
 
 def test_questions_are_asked_about_images_alone(cli, judged_run):
     given = ("evaluate", judged_run, "--protocol", "dsg1k", "--answers", "answers.csv")
-    refused(cli(*given), 2, "is a run or a model", "dsg1k asks about images")
+    refused(cli(*given), 2, "reads no text", "dsg1k asks about images")
 
 
 def test_captions_are_asked_for_and_counted(cli, known):
