@@ -291,7 +291,9 @@ class StageRun:
                 texts = self.captions(range(self.stage.sample_count))
                 images = sample_images(self.stage, backbone, self.device, self.reader, texts)
                 sheet = grid_image(images, columns=math.ceil(math.sqrt(len(images))))
-                save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
+                path = save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
+                if texts:
+                    path.with_name("captions.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         plot_loss(self.folder, self.folder / "loss.png")
 
     def judge(self, evaluator: Evaluator, metrics: Metrics, progress: bool) -> None:
