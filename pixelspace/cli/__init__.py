@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from pixelspace.cli.data import encode, prepare
+from pixelspace.cli.data import embed, encode, prepare
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
 from pixelspace.cli.models import demo, import_, recipes, sample, show, train
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
@@ -29,6 +29,7 @@ COMMANDS = {
     "import": import_,
     "prepare": prepare,
     "encode": encode,
+    "embed": embed,
     "evaluate": evaluate,
     "reference": reference,
     "protocols": protocols,

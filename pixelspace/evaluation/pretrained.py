@@ -6,49 +6,26 @@ installed.
 """
 
 import math
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelspace.config import nearest, value
-from pixelspace.errors import CheckpointError, ResourceError
+from pixelspace.errors import CheckpointError
 from pixelspace.evaluation.features import Extractor, Opened, in_batches
 from pixelspace.evaluation.resize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, RESIZERS
 from pixelspace.evaluation.weights import Weights, WeightsFile, sha256_of
-from pixelspace.foreign import one_line, read_config
+from pixelspace.foreign import read_config
+from pixelspace.text.library import library, load_model, reading
 
 _DINOV2_SIZE = 224
 _LICENCES = {"facebook": "Apache-2.0", "openai": "MIT", "laion": "MIT"}
-
-# All that transformers has been seen to raise on damaged folders, beside its own StrictDataclassError.
-_READER_ERRORS = (
-    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError),
-    *(safetensors.SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile),
-)
-_BUFFERS = ("position_ids", "inv_freq")  # which older versions stored, and which are computed now
-
-
-def library() -> Any:
-    """The package transformers.
-
-    Raises:
-        ResourceError: it cannot be imported.
-    """
-    try:
-        import transformers  # pyright: ignore
-    except ImportError as error:
-        raise ResourceError(f"transformers cannot be imported ({error}); pip install 'pixelspace[text]'") from error
-    return transformers
 
 
 def find_model(weights: Weights, model: str) -> Path:
@@ -59,53 +36,6 @@ def find_model(weights: Weights, model: str) -> Path:
     """
     licence = _LICENCES.get(model.partition("/")[0], "its own licence")
     return weights.find(WeightsFile(model, f"hf:{model}", 0, "", licence))
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and logged tables; what is wrong is raised."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(log.CRITICAL)
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Makes every fault of transformers' readers a CheckpointError of one line."""
-    from huggingface_hub.errors import StrictDataclassError  # pyright: ignore
-
-    try:
-        with _quiet(library()):
-            yield
-    except (*_READER_ERRORS, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot read it: {one_line(error)}") from error
-
-
-def load_model(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' class `kind` with the folder's weights, on the CPU.
-
-    Raises:
-        CheckpointError: damaged, or without just the names and shapes that config.json asks for.
-    """
-    with reading(folder):
-        model, found = getattr(library(), kind).from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
-        )
-    missing = sorted(found["missing_keys"])
-    unknown = sorted(name for name in found["unexpected_keys"] if not name.endswith(_BUFFERS))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{folder}: the weights are not those of its config.json: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    return model.eval().requires_grad_(False)
 
 
 def _require(folder: Path, what: str, found: Any, expected: Any, advice: str) -> None:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pixelspace.errors import DataError
 from pixelspace.types import Cond
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raises DataError for a caption that is not Unicode: a file name's undecodable bytes, it may be."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the caption {text[:60]!r} is not Unicode text: {error.reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +62,17 @@ class TextEncoder(ABC):
     it, so that all batches have one shape, or with `fill` false to the longest of a batch."""
 
     length: int
+    fill: bool
 
     @property
     def direct(self) -> "TextEncoder":
         """The encoder that reads any caption, where this one looks up what another has read."""
         return self
+
+    def identity(self) -> str | None:
+        """The identity of its reader, found without filling memory with it; None where its weights are not on this
+        machine."""
+        return self.open(torch.device("cpu")).identity
 
     @abstractmethod
     def open(self, device: torch.device) -> Reader:
@@ -64,5 +80,6 @@ class TextEncoder(ABC):
 
         Raises:
             UserError: a path that holds no such encoder.
-            ResourceError: a package that is not installed.
+            CheckpointError: weights that are absent or damaged.
+            ResourceError: a package that is not installed, or a download that failed.
         """
