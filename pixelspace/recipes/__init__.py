@@ -5,6 +5,11 @@ RECIPES = {
     "hdit-emoji": ("pixelspace.recipes.hdit:emoji", "1,500 emoji in 8 groups at 64 px: an hour of CPU, minutes of GPU"),
     "hdit-64": ("pixelspace.recipes.hdit:own64", "your own folder of images at 64 px"),
     "hdit-256": ("pixelspace.recipes.hdit:own256", "your own folder of images at 256 px"),
+    "hdit-text-demo": (
+        "pixelspace.recipes.text:text_demo",
+        "285 emoji at 32 px by their names: 20 minutes of two cores",
+    ),
+    "hdit-text-256": ("pixelspace.recipes.text:own_text256", "your own captioned images at 256 px"),
     "hdit-imagenet128": ("pixelspace.recipes.hdit:imagenet128", "HDiT 117M, ImageNet at 128 px by class"),
     "hdit-imagenet256": ("pixelspace.recipes.hdit:imagenet256", "HDiT 557M, ImageNet at 256 px by class, 4 stages"),
     "hdit-ffhq1024": ("pixelspace.recipes.hdit:ffhq1024", "HDiT 85M, faces at 1024 px"),
@@ -32,6 +37,7 @@ RECIPES = {
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
+    "hdit-text-debug": ("pixelspace.recipes.text:text_debug", "text as bytes, at toy size: seconds"),
     "maskdit-imagenet256-debug": (
         "pixelspace.recipes.maskdit:imagenet256_debug",
         "maskdit-imagenet256 at toy size in pixels: seconds",

@@ -43,6 +43,9 @@ from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.masked import Masked, MaskRatio
 from pixelspace.sampling.generate import Sampling
 from pixelspace.text.bytes import Bytes
+from pixelspace.text.cache import Cached
+from pixelspace.text.minilm import MiniLM
+from pixelspace.text.pretrained import Pretrained
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Exponential, Inverse
 from pixelspace.training.stage import Inherit, Recipe, Stage
@@ -52,7 +55,8 @@ VALUES: dict[str, type] = {
     for cls in (
         *(Recipe, Stage, Inherit, AdamW, Constant, Inverse, Exponential, EMA),
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
-        *(MaskDiTConfig, Decoder, Text, Bytes),
+        *(MaskDiTConfig, Decoder),
+        *(Text, Bytes, MiniLM, Pretrained, Cached),
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
