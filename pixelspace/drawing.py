@@ -23,7 +23,8 @@ from pixelspace.training.checkpoint import candidates
 from pixelspace.training.stage import Recipe, Stage
 
 
-def _recipe(run: Path) -> Recipe:
+def recipe_in(run: Path) -> Recipe:
+    """What a run was begun with."""
     recipe = from_data(read_json(run / "recipe.json"), VALUES)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{run}: its recipe.json holds a {type(recipe).__name__}")
@@ -32,7 +33,7 @@ def _recipe(run: Path) -> Recipe:
 
 def _trained_on(run: Path, cache: Path | None) -> tuple[Stage, Dataset, list[int]]:
     """The last trained stage of a run, its data, and which samples it was trained on."""
-    recipe = _recipe(run)
+    recipe = recipe_in(run)
     trained = [
         stage for i, stage in enumerate(recipe.stages) if candidates(run / f"{i:02d}-{stage.name}" / "checkpoints")
     ]
