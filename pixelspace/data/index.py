@@ -1,13 +1,15 @@
 """What is in a folder of images, found out once: which files are good, their sizes, hashes, labels and captions.
 
 Classes are those of a `labels.csv` or `metadata.jsonl` at the top (see `data.labels`), or else the first folder level
-if all images lie in folders. Files without an image's suffix are ignored and counted, and so are hidden ones and links
-to folders; a link to a file must stay in the folder. The index is kept in a cache folder, and only files whose name,
-size or time changed are read again.
+if all images lie in folders. Captions are in one of these files, or each in a file of its own (see `data.sidecars`).
+Other files without an image's suffix are ignored and counted, and so are hidden ones and links to folders; a link to a
+file must stay in the folder. The index is kept in a cache folder, and only files whose name, size or time changed are
+read again.
 """
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -27,9 +29,10 @@ from tqdm import tqdm
 from pixelspace.config import parse_json
 from pixelspace.data import labels
 from pixelspace.data.decode import SUFFIXES, examine, read, shown
+from pixelspace.data.sidecars import SUFFIX, Sidecar, beside, read_sidecars
 from pixelspace.errors import DataError
 
-FORMAT = 2
+FORMAT = 3
 _SHOWN = 20  # bad files that a summary names
 _ALONE = 64  # files from which on reading is shared over processes
 _CHUNK = 16  # files a process is handed at a time
@@ -39,7 +42,8 @@ _SECONDS = 30.0  # a decoder may take on a file
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file by its name below the root. `reason` is "" for a good image; width and height are as shown, upright;
-    `mode` is Pillow's name for the pixels in the file, `notes` what of the file could not be used."""
+    `mode` is Pillow's name for the pixels in the file, `notes` what of the file could not be used, `numbers` those of
+    the index's columns."""
 
     name: str
     bytes: int
@@ -52,6 +56,7 @@ class Entry:
     reason: str = ""
     label: int = -1
     texts: tuple[str, ...] = ()
+    numbers: tuple[float, ...] = ()
 
 
 def _counts(counts: Counter[str]) -> str:
@@ -60,12 +65,13 @@ def _counts(counts: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class Index:
-    """All images of a folder, good and bad, in order of name."""
+    """All images of a folder, good and bad, in order of name; `columns` are the names of their numbers."""
 
     root: str
     classes: tuple[str, ...]
     entries: tuple[Entry, ...]
     ignored: dict[str, int]
+    columns: tuple[str, ...] = ()
 
     @cached_property
     def good(self) -> tuple[Entry, ...]:
@@ -79,9 +85,15 @@ class Index:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of classes, names, contents, labels and captions of the good images."""
-        rows = [(entry.name, entry.sha256, entry.label, entry.texts) for entry in self.good]
-        return hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
+        """A hash of classes, names, contents, labels, captions and numbers of the good images."""
+        digest = hashlib.sha256(f"[{json.dumps(self.classes)}, [".encode())
+        for i, entry in enumerate(self.good):  # one by one: of a million, their JSON is large
+            row = json.dumps((entry.name, entry.sha256, entry.label, entry.texts))
+            digest.update(f"{', ' if i else ''}{row}".encode())
+        digest.update(b"]]")
+        if self.columns:
+            digest.update(json.dumps([self.columns, [entry.numbers for entry in self.good]]).encode())
+        return digest.hexdigest()
 
     @cached_property
     def duplicates(self) -> int:
@@ -126,7 +138,7 @@ class Index:
             counts = Counter(entry.label for entry in self.good)
             named = ", ".join(f"{shown(name)} {counts[i]:,}" for i, name in enumerate(self.classes[:_SHOWN]))
             lines.append(f"{len(self.classes):,} classes: {named}{', ...' if len(self.classes) > _SHOWN else ''}")
-        elif self.good:
+        elif any(os.sep not in entry.name for entry in self.entries):
             lines.append("no classes: some images lie at the top, and no labels.csv or metadata.jsonl has labels")
         lines += [f"bad: {shown(entry.name)}: {entry.reason}" for entry in self.bad[:_SHOWN]]
         if len(self.bad) > _SHOWN:
@@ -137,12 +149,13 @@ class Index:
 
 
 class _File(NamedTuple):
-    """An image file as the folder lists it, not yet read; `refused` says why it shall not be."""
+    """An image file as the folder lists it, not yet read, and its caption's; `refused` says why it shall not be."""
 
     name: str
     size: int
     mtime_ns: int
     refused: str = ""
+    caption: Sidecar | None = None
 
 
 def _listed(path: str, name: str, top: str) -> _File:
@@ -170,14 +183,31 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[_File]:
             elif os.path.islink(os.path.join(folder, name)):
                 ignored["links to folders"] += 1
         folders[:] = [name for name in folders if not name.startswith(".")]
+
+        images, texts = list[str](), list[str]()
         for file in files:
             suffix = os.path.splitext(file)[1].lower()
             if file.startswith("."):
                 ignored["hidden"] += 1
             elif suffix in SUFFIXES:
-                yield _listed(os.path.join(folder, file), os.path.normpath(os.path.join(below, file)), top)
-            elif below != "." or file not in labels.FILES:
+                images.append(file)
+            elif below == "." and file in labels.FILES:
+                continue
+            elif suffix == SUFFIX:
+                texts.append(file)
+            else:
                 ignored[suffix or "without suffix"] += 1
+        captions, unpaired = beside(images, texts)
+        if unpaired:
+            ignored[SUFFIX] += unpaired
+        for image in images:
+            file = _listed(os.path.join(folder, image), os.path.normpath(os.path.join(below, image)), top)
+            if image in captions:
+                text, refused = captions[image]
+                caption = _listed(os.path.join(folder, text), os.path.normpath(os.path.join(below, text)), top)
+                sidecar = Sidecar(caption.name, caption.size, caption.mtime_ns, reason=refused or caption.refused)
+                file = file._replace(caption=sidecar)
+            yield file
 
 
 def _read(root: Path, file: _File) -> Entry:
@@ -249,55 +279,90 @@ def _read_all(root: Path, files: list[_File], seconds: float = _SECONDS) -> Iter
                 careful = not careful
 
 
-def _labelled(root: Path, entries: list[Entry]) -> tuple[tuple[str, ...], list[Entry]]:
+class Scan(NamedTuple):
+    """What lies in a folder before labels are looked up. `captioned` is the first caption's file, "" for none."""
+
+    root: str
+    entries: tuple[Entry, ...]
+    ignored: dict[str, int]
+    captioned: str
+
+
+def _captioned(entry: Entry, caption: Sidecar | None) -> Entry:
+    if caption is None:
+        return entry
+    reason = entry.reason or (f"its caption {shown(caption.name)}: {caption.reason}" if caption.reason else "")
+    return replace(entry, reason=reason, texts=(caption.text,) if caption.text else ())
+
+
+def _by_folder(names: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Classes and each image's by the first folder; none if an image lies at the top."""
+    folders = {name: name.partition(os.sep)[0] for name in names if os.sep in name}
+    if len(folders) < len(names):
+        return (), {}
+    classes = tuple(sorted(set(folders.values()), key=os.fsencode))
+    at = {name: i for i, name in enumerate(classes)}
+    return classes, {name: at[folder] for name, folder in folders.items()}
+
+
+def _labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> Index:
+    root = Path(found.root)
     file, rows = labels.read_rows(root)
-    known = {entry.name for entry in entries}
+    known = {entry.name for entry in found.entries}
     for name, row in rows.items():
         if name not in known:
             raise DataError(f"{row.where}: there is no image {name!r}")
-    if file:
-        entries = [
-            replace(entry, texts=rows[entry.name].texts)
-            if entry.name in rows
-            else replace(entry, reason=entry.reason or f"has no row in {file}")
-            for entry in entries
-        ]
-    classes, numbers = labels.classes_of(rows)
-    if classes:
-        return classes, [
-            replace(entry, label=numbers[entry.name])
-            if entry.name in numbers
-            else replace(entry, reason=entry.reason or f"has no label in {file}")
-            for entry in entries
-        ]
-    folders = [Path(entry.name).parts[0] if os.sep in entry.name else None for entry in entries]
-    if None in folders:
-        return (), entries
-    classes = tuple(sorted({str(folder) for folder in folders}, key=os.fsencode))
-    at = {name: i for i, name in enumerate(classes)}
-    return classes, [replace(e, label=at[str(folder)]) for e, folder in zip(entries, folders, strict=True)]
+    if found.captioned and (row := next((row for row in rows.values() if row.texts), None)):
+        raise DataError(
+            f"{root}: found captions in {file} (line {row.line}) and in files beside the images "
+            f"({shown(found.captioned)}); keep those that are meant"
+        )
+    classes, numbers = labels.classes_of(rows) if labelling == "auto" else ((), {})
+    lacking = f"has no label in {file}"
+    if not classes and labelling == "auto":
+        classes, numbers = _by_folder([entry.name for entry in found.entries])
+        classes = labels.class_names(root, classes, names)
+    columns = tuple(sorted({name for row in rows.values() for name in row.numbers}))
+
+    def described(entry: Entry) -> Entry:
+        row, reason = rows.get(entry.name), entry.reason
+        if file and row is None:
+            reason = reason or f"has no row in {file}"
+        if classes and entry.name not in numbers:
+            reason = reason or lacking
+        return replace(
+            entry,
+            reason=reason,
+            label=numbers.get(entry.name, -1),
+            texts=(row.texts if row else ()) or entry.texts,
+            numbers=tuple(row.numbers.get(name, math.nan) if row else math.nan for name in columns),
+        )
+
+    return Index(found.root, classes, tuple(map(described, found.entries)), found.ignored, columns)
 
 
 def _cache_file(root: Path, cache: Path) -> Path:
     return cache / "index" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
 
 
-def _load(path: Path) -> dict[str, Entry]:
+def _load(path: Path) -> tuple[dict[str, Entry], dict[str, Sidecar]]:
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
-            return {}
-        return {row[0]: Entry(*row[:7], notes=tuple(row[7]), reason=row[8]) for row in stored["entries"]}
+            return {}, {}
+        entries = {row[0]: Entry(*row[:7], notes=tuple(row[7]), reason=row[8]) for row in stored["entries"]}
+        return entries, {row[0]: Sidecar(*row) for row in stored["captions"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}  # absent or not ours: everything is read again
+        return {}, {}  # absent or not ours: everything is read again
 
 
-def _store(path: Path, entries: Iterable[Entry]) -> None:
+def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) -> None:
     rows = [[e.name, e.bytes, e.mtime_ns, e.sha256, e.width, e.height, e.mode, e.notes, e.reason] for e in entries]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"format": FORMAT, "entries": rows}), encoding="utf-8")
+        text = json.dumps({"format": FORMAT, "entries": rows, "captions": list(captions)})
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError:
         with suppress(OSError):
@@ -305,34 +370,55 @@ def _store(path: Path, entries: Iterable[Entry]) -> None:
         # No cache, then: the next start reads the images again.
 
 
-def load_or_build(root: Path, cache: Path | None) -> Index:
-    """The index of `root`, from the `cache` folder as far as files are unchanged.
+def scan(root: Path, cache: Path | None) -> Scan:
+    """The images of `root` and the captions beside them, from the `cache` folder as far as files are unchanged.
 
     Interrupted, it keeps what was read so far.
 
     Raises:
-        DataError: no such folder, or a labels file that is wrong, with its line.
+        DataError: no such folder.
     """
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
         raise DataError(f"{root}: {what}; give a folder of images")
     place = _cache_file(root, cache) if cache else None
-    kept = _load(place) if place else {}
+    kept = _load(place) if place else ({}, {})
     ignored: Counter[str] = Counter()
     files = sorted(_walk(root, ignored), key=lambda file: os.fsencode(file.name))
     entries = {
         file.name: entry
         for file in files
         if not file.refused
-        and (entry := kept.get(file.name))
+        and (entry := kept[0].get(file.name))
         and (entry.bytes, entry.mtime_ns) == (file.size, file.mtime_ns)
     }
-    changed = [file for file in files if file.name not in entries]
+    captions = {
+        file.caption.name: caption
+        for file in files
+        if file.caption
+        and not file.caption.reason
+        and (caption := kept[1].get(file.caption.name))
+        and caption[:3] == file.caption[:3]
+    }
     try:
-        for entry in _read_all(root, changed):
+        for caption in read_sidecars(root, [f.caption for f in files if f.caption and f.caption.name not in captions]):
+            captions[caption.name] = caption
+        for entry in _read_all(root, [file for file in files if file.name not in entries]):
             entries[entry.name] = entry
     finally:
-        if place and entries != kept:
-            _store(place, entries.values())
-    classes, labelled = _labelled(root, [entries[file.name] for file in files])
-    return Index(str(root), classes, tuple(labelled), dict(ignored))
+        if place and (entries, captions) != kept:
+            _store(place, entries.values(), captions.values())
+    found = [_captioned(entries[file.name], file.caption and captions[file.caption.name]) for file in files]
+    first = next((file.caption.name for file in files if file.caption), "")
+    return Scan(str(root), tuple(found), dict(ignored), first)
+
+
+def load_or_build(
+    root: Path, cache: Path | None, labelling: labels.Labelling = "auto", names: Path | None = None
+) -> Index:
+    """The index of `root`: see `scan`. `names` is a file of the classes' names: see `data.labels`.
+
+    Raises:
+        DataError: no such folder, or a file of labels or names that is wrong, with its line.
+    """
+    return _labelled(scan(root, cache), labelling, names)
