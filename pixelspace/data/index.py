@@ -170,7 +170,7 @@ def _listed(path: str, name: str, top: str) -> _File:
     return _File(name, status.st_size, status.st_mtime_ns)
 
 
-def _walk(root: Path, ignored: Counter[str]) -> Iterator[_File]:
+def _walk(root: Path, ignored: Counter[str], sidecars: bool = True) -> Iterator[_File]:
     def unreadable(error: OSError) -> None:
         ignored[f"unreadable folders ({error.strerror})"] += 1
 
@@ -193,7 +193,7 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[_File]:
                 images.append(file)
             elif below == "." and file in labels.FILES:
                 continue
-            elif suffix == SUFFIX:
+            elif sidecars and suffix == SUFFIX:
                 texts.append(file)
             else:
                 ignored[suffix or "without suffix"] += 1
@@ -370,8 +370,9 @@ def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) ->
         # No cache, then: the next start reads the images again.
 
 
-def scan(root: Path, cache: Path | None) -> Scan:
-    """The images of `root` and the captions beside them, from the `cache` folder as far as files are unchanged.
+def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
+    """The images of `root`, with the captions beside them if `sidecars`, from the `cache` folder as far as files are
+    unchanged.
 
     Interrupted, it keeps what was read so far.
 
@@ -384,7 +385,7 @@ def scan(root: Path, cache: Path | None) -> Scan:
     place = _cache_file(root, cache) if cache else None
     kept = _load(place) if place else ({}, {})
     ignored: Counter[str] = Counter()
-    files = sorted(_walk(root, ignored), key=lambda file: os.fsencode(file.name))
+    files = sorted(_walk(root, ignored, sidecars), key=lambda file: os.fsencode(file.name))
     entries = {
         file.name: entry
         for file in files

@@ -101,7 +101,12 @@ def _text(where: str, text: object) -> str:
     return text.strip()
 
 
-def _texts(where: str, found: object) -> tuple[str, ...]:
+def captions(where: str, found: object) -> tuple[str, ...]:
+    """A caption or a list of them, without those that are blank.
+
+    Raises:
+        DataError: one is no text, or too long, by the place `where` it stands.
+    """
     texts = [_text(where, text) for text in (found if isinstance(found, list) else [found])]
     return tuple(text for text in texts if text)
 
@@ -140,7 +145,7 @@ def read_rows(root: Path) -> tuple[str, dict[str, Row]]:
                 name = os.path.normpath(name)
                 if name in table:
                     raise DataError(f"{where}: {name!r} stands twice, first in line {table[name].line}")
-                label, texts = _label(where, row.get("label")), _texts(where, row.get("text", ""))
+                label, texts = _label(where, row.get("label")), captions(where, row.get("text", ""))
                 table[name] = Row(where, label, texts, _numbers(where, row))
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
