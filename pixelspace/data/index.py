@@ -29,7 +29,7 @@ from tqdm import tqdm
 from pixelspace.config import parse_json
 from pixelspace.data import labels
 from pixelspace.data.decode import SUFFIXES, examine, read, shown
-from pixelspace.data.sidecars import SUFFIX, Sidecar, beside, read_sidecars
+from pixelspace.data.sidecars import SUFFIX, Sidecar, paired, read_sidecars
 from pixelspace.errors import DataError
 
 FORMAT = 3
@@ -197,7 +197,7 @@ def _walk(root: Path, ignored: Counter[str], sidecars: bool = True) -> Iterator[
                 texts.append(file)
             else:
                 ignored[suffix or "without suffix"] += 1
-        captions, unpaired = beside(images, texts)
+        captions, unpaired = paired(images, texts)
         if unpaired:
             ignored[SUFFIX] += unpaired
         for image in images:
@@ -317,10 +317,11 @@ def _labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> I
             f"{root}: found captions in {file} (line {row.line}) and in files beside the images "
             f"({shown(found.captioned)}); keep those that are meant"
         )
-    classes, numbers = labels.classes_of(rows) if labelling == "auto" else ((), {})
-    lacking = f"has no label in {file}"
-    if not classes and labelling == "auto":
-        classes, numbers = _by_folder([entry.name for entry in found.entries])
+    classes, numbers = tuple[str, ...](), dict[str, int]()
+    if labelling == "auto":
+        classes, numbers = labels.classes_of(rows)
+        if not classes:
+            classes, numbers = _by_folder([entry.name for entry in found.entries])
         classes = labels.class_names(root, classes, names)
     columns = tuple(sorted({name for row in rows.values() for name in row.numbers}))
 
@@ -329,7 +330,7 @@ def _labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> I
         if file and row is None:
             reason = reason or f"has no row in {file}"
         if classes and entry.name not in numbers:
-            reason = reason or lacking
+            reason = reason or f"has no label in {file}"
         return replace(
             entry,
             reason=reason,
@@ -393,23 +394,22 @@ def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
         and (entry := kept[0].get(file.name))
         and (entry.bytes, entry.mtime_ns) == (file.size, file.mtime_ns)
     }
-    captions = {
-        file.caption.name: caption
-        for file in files
-        if file.caption
-        and not file.caption.reason
-        and (caption := kept[1].get(file.caption.name))
-        and caption[:3] == file.caption[:3]
-    }
+    beside = [file.caption for file in files if file.caption and not file.caption.reason]
+    captions = {} if sidecars else kept[1]
+    for file in beside:
+        if (caption := kept[1].get(file.name)) and caption[:3] == file[:3]:  # name, size and time
+            captions[file.name] = caption
     try:
-        for caption in read_sidecars(root, [f.caption for f in files if f.caption and f.caption.name not in captions]):
+        for caption in read_sidecars(root, [file for file in beside if file.name not in captions]):
             captions[caption.name] = caption
         for entry in _read_all(root, [file for file in files if file.name not in entries]):
             entries[entry.name] = entry
     finally:
         if place and (entries, captions) != kept:
             _store(place, entries.values(), captions.values())
-    found = [_captioned(entries[file.name], file.caption and captions[file.caption.name]) for file in files]
+    found = [
+        _captioned(entries[file.name], file.caption and captions.get(file.caption.name, file.caption)) for file in files
+    ]
     first = next((file.caption.name for file in files if file.caption), "")
     return Scan(str(root), tuple(found), dict(ignored), first)
 

@@ -35,7 +35,7 @@ class Sidecar(NamedTuple):
     reason: str = ""
 
 
-def beside(images: Iterable[str], texts: Iterable[str]) -> tuple[dict[str, tuple[str, str]], int]:
+def paired(images: Iterable[str], texts: Iterable[str]) -> tuple[dict[str, tuple[str, str]], int]:
     """The text file that belongs to each image of one folder, by stem, and why it cannot be used where that is not
     clear; and how many text files belong to none."""
     captions, alike = defaultdict(list), defaultdict(list)
@@ -73,8 +73,6 @@ def parse(data: bytes) -> str:
 
 
 def _read(root: Path, file: Sidecar) -> Sidecar:
-    if file.reason:
-        return file
     try:
         with (root / file.name).open("rb") as opened:
             return file._replace(text=parse(opened.read(len(_BOM) + MAX_TEXT + 1)))
@@ -85,7 +83,7 @@ def _read(root: Path, file: Sidecar) -> Sidecar:
 
 
 def read_sidecars(root: Path, files: Sequence[Sidecar]) -> Iterator[Sidecar]:
-    """What `files` hold, in order; those that have a reason already are not opened."""
+    """What `files` hold, in order."""
     with ThreadPoolExecutor(_THREADS) as pool, tqdm(total=len(files), desc="reading captions", disable=None) as bar:
         for begin in range(0, len(files), _TOGETHER):
             part = files[begin : begin + _TOGETHER]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pixelspace.data import sidecars
 from pixelspace.data.folder import Folder
 from pixelspace.data.index import load_or_build
-from pixelspace.data.sidecars import beside, parse
+from pixelspace.data.sidecars import paired, parse
 from pixelspace.errors import DataError
+from pixelspace.evaluation.image_files import FolderFiles
 from tests.data.image_folders import draw, names, reasons
 
 
@@ -73,9 +74,9 @@ def test_any_bytes_are_a_line_of_text_or_refused(data):
 
 
 def test_captions_belong_to_images_by_stem():
-    found, alone = beside(["a.png", "b.c.jpg", "d.png", "e.jpg"], ["a.txt", "b.c.TXT", "b.txt", "x.txt"])
+    found, alone = paired(["a.png", "b.c.jpg", "d.png", "e.jpg"], ["a.txt", "b.c.TXT", "b.txt", "x.txt"])
     assert found == {"a.png": ("a.txt", ""), "b.c.jpg": ("b.c.TXT", "")} and alone == 2
-    assert beside(["a.png"], []) == ({}, 0) and beside([], ["a.txt"]) == ({}, 1)
+    assert paired(["a.png"], []) == ({}, 0) and paired([], ["a.txt"]) == ({}, 1)
 
 
 def test_a_caption_comes_with_its_image_and_others_have_none(pair):
@@ -110,7 +111,10 @@ def test_an_empty_caption_is_none(pair):
 def test_two_images_of_one_stem_and_one_caption_are_both_bad(pair):
     draw(pair / "a.webp")
     reason = "its caption a.txt: may belong to a.png or to a.webp; give each image a stem of its own"
-    assert reasons(load_or_build(pair, None)) == {"a.png": reason, "a.webp": reason}
+    cache = pair / ".cache"
+    assert reasons(load_or_build(pair, cache)) == {"a.png": reason, "a.webp": reason}
+    (pair / "a.webp").unlink()
+    assert texts(pair, cache) == {"a.png": ("a red fox",), "sub/b.jpg": ()}
 
 
 def test_two_captions_of_one_image_make_it_bad(pair):
@@ -155,6 +159,11 @@ def test_a_caption_is_read_again_when_it_changed_and_its_image_is_not(pair, tmp_
     (pair / "a.txt").write_text("a blue fox")
     assert texts(pair, cache)["a.png"] == ("a blue fox",) and opened == ["a.txt"] * 2
     assert load_or_build(pair, cache).fingerprint != first.fingerprint
+    images = FolderFiles(pair).entries(cache)  # which wants no captions, and forgets none
+    assert [entry.texts for entry in images] == [(), ()]
+    assert texts(pair, cache)["a.png"] == ("a blue fox",) and opened == ["a.txt"] * 2
+    (pair / "a.txt").write_bytes(b"\xff")
+    assert [entry.reason for entry in FolderFiles(pair).entries(cache)] == ["", ""]
     (pair / "a.txt").unlink()
     assert texts(pair, cache)["a.png"] == ()
 
@@ -171,6 +180,8 @@ def test_thousands_of_captions_are_told_apart(tmp_path, monkeypatch):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_caption_that_cannot_be_read_gets_another_try(pair):
     (pair / "a.txt").chmod(0)
-    assert reasons(load_or_build(pair, pair / ".cache"))["a.png"] == "its caption a.txt: cannot be read: Permission denied"
+    assert (
+        reasons(load_or_build(pair, pair / ".cache"))["a.png"] == "its caption a.txt: cannot be read: Permission denied"
+    )
     (pair / "a.txt").chmod(0o600)
     assert texts(pair, pair / ".cache")["a.png"] == ("a red fox",)
