@@ -15,14 +15,14 @@ import os
 import signal
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -34,16 +34,13 @@ from pixelspace.errors import DataError
 
 FORMAT = 3
 _SHOWN = 20  # bad files that a summary names
-_ALONE = 64  # files from which on reading is shared over processes
-_CHUNK = 16  # files a process is handed at a time
-_SECONDS = 30.0  # a decoder may take on a file
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file by its name below the root. `reason` is "" for a good image; width and height are as shown, upright;
-    `mode` is Pillow's name for the pixels in the file, `notes` what of the file could not be used, `numbers` those of
-    the index's columns."""
+    `mode` is Pillow's name for the pixels in the file, or a codec's, `notes` what of the file could not be used,
+    `numbers` those of the index's columns; `frames`, `seconds` and `keys` are a clip's (see `data.clip_file`)."""
 
     name: str
     bytes: int
@@ -54,13 +51,74 @@ class Entry:
     mode: str = ""
     notes: tuple[str, ...] = ()
     reason: str = ""
+    frames: int = 0
+    seconds: float = 0.0
+    keys: tuple[tuple[int, int], ...] = ()
     label: int = -1
     texts: tuple[str, ...] = ()
     numbers: tuple[float, ...] = ()
 
 
+class File(NamedTuple):
+    """A file as the folder lists it, not yet read, and its caption's; `refused` says why it shall not be."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    refused: str = ""
+    caption: Sidecar | None = None
+
+
+def _read(root: Path, file: File) -> Entry:
+    entry = Entry(file.name, file.size, file.mtime_ns, reason=file.refused)
+    if file.refused:
+        return entry
+    try:
+        data = read(root / file.name)
+    except DataError as error:
+        return replace(entry, mtime_ns=-1, reason=str(error))  # may pass: to be read again at the next start
+    try:
+        decoded = examine(data)
+    except DataError as error:
+        return replace(entry, reason=str(error))
+    width, height = decoded.image.size
+    digest = hashlib.sha256(data).hexdigest()
+    return replace(entry, sha256=digest, width=width, height=height, mode=decoded.mode, notes=decoded.notes)
+
+
+class Kind(NamedTuple):
+    """What is looked for in a folder: what one is called, its suffixes, and how a file below a root is read, in how
+    many seconds at most. From `alone` files on reading is shared over processes, `chunk` at a time."""
+
+    noun: str
+    suffixes: tuple[str, ...]
+    read: Callable[[Path, File], Entry]
+    seconds: float
+    alone: int
+    chunk: int
+
+
+IMAGES = Kind("image", SUFFIXES, _read, seconds=30.0, alone=64, chunk=16)
+
+
 def _counts(counts: Counter[str]) -> str:
     return ", ".join(f"{n:,} {shown(what)}" for what, n in counts.most_common(_SHOWN))
+
+
+def _spread(what: str, numbers: Iterable[float]) -> str:
+    ranked = sorted(numbers)
+    return f"{what}: {ranked[0]:.4g} to {ranked[-1]:.4g}, median {ranked[len(ranked) // 2]:.4g}"
+
+
+def _summed_up(clips: Sequence[Entry]) -> list[str]:
+    timed = [clip for clip in clips if clip.seconds]
+    lines = [_spread("frames", (clip.frames for clip in clips))]
+    if timed:
+        lines.append(_spread("seconds", (clip.seconds for clip in timed)))
+        lines.append(_spread("frames a second", (clip.frames / clip.seconds for clip in timed)))
+    if len(timed) < len(clips):
+        lines.append(f"without times: {len(clips) - len(timed):,}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -72,6 +130,7 @@ class Index:
     entries: tuple[Entry, ...]
     ignored: dict[str, int]
     columns: tuple[str, ...] = ()
+    kind: Kind = IMAGES
 
     @cached_property
     def good(self) -> tuple[Entry, ...]:
@@ -109,13 +168,15 @@ class Index:
         named = "; ".join(f"{shown(entry.name)}: {entry.reason}" for entry in self.bad[:3])
         if not self.entries:
             others = _counts(Counter(self.ignored)) or "nothing"
-            raise DataError(f"{self.root}: no image files ({' '.join(SUFFIXES)}) at any depth; found {others}")
+            raise DataError(
+                f"{self.root}: no {self.kind.noun} files ({' '.join(self.kind.suffixes)}) at any depth; found {others}"
+            )
         if not self.good:
-            raise DataError(f"{self.root}: none of its {len(self.bad):,} image files can be read: {named}")
+            raise DataError(f"{self.root}: none of its {len(self.bad):,} {self.kind.noun} files can be read: {named}")
         if len(self.bad) > max_bad_share * len(self.entries):
             raise DataError(
-                f"{self.root}: {len(self.bad):,} of {len(self.entries):,} image files are bad, more than the "
-                f"{100 * max_bad_share:.4g}% allowed: {named}; mend or remove them, or raise max_bad_share"
+                f"{self.root}: {len(self.bad):,} of {len(self.entries):,} {self.kind.noun} files are bad, more "
+                f"than the {100 * max_bad_share:.4g}% allowed: {named}; mend or remove them, or raise max_bad_share"
             )
 
     def smaller_than(self, height: int, width: int) -> int:
@@ -124,7 +185,7 @@ class Index:
 
     def summary(self) -> str:
         """What people want to know, a few lines."""
-        lines = [f"{self.root}: {len(self.good):,} good images, {len(self.bad):,} bad"]
+        lines = [f"{self.root}: {len(self.good):,} good {self.kind.noun}s, {len(self.bad):,} bad"]
         if self.good:
             sides = sorted(min(entry.width, entry.height) for entry in self.good)
             lines.append(f"shorter side: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
@@ -132,6 +193,7 @@ class Index:
             lines.append(
                 f"duplicates: {self.duplicates:,}; captions: {sum(bool(entry.texts) for entry in self.good):,}"
             )
+            lines += _summed_up(self.good) if self.good[0].frames else []
         if notes := Counter(note for entry in self.good for note in entry.notes):
             lines.append(f"not used: {_counts(notes)}")
         if self.classes:
@@ -148,29 +210,21 @@ class Index:
         return "\n".join(lines)
 
 
-class _File(NamedTuple):
-    """An image file as the folder lists it, not yet read, and its caption's; `refused` says why it shall not be."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    refused: str = ""
-    caption: Sidecar | None = None
-
-
-def _listed(path: str, name: str, top: str) -> _File:
+def _listed(path: str, name: str, top: str) -> File:
     try:
         if os.path.islink(path) and os.path.commonpath([top, os.path.realpath(path)]) != top:
-            return _File(name, 0, 0, "a link out of the folder")
+            return File(name, 0, 0, "a link out of the folder")
         status = os.stat(path)
     except OSError as error:
-        return _File(name, 0, 0, f"{'a link to nothing' if os.path.islink(path) else 'gone'}: {error.strerror}")
+        return File(name, 0, 0, f"{'a link to nothing' if os.path.islink(path) else 'gone'}: {error.strerror}")
     if not stat.S_ISREG(status.st_mode):
-        return _File(name, 0, 0, "not a regular file")
-    return _File(name, status.st_size, status.st_mtime_ns)
+        return File(name, 0, 0, "not a regular file")
+    return File(name, status.st_size, status.st_mtime_ns)
 
 
-def _walk(root: Path, ignored: Counter[str], sidecars: bool = True) -> Iterator[_File]:
+def _walk(
+    root: Path, ignored: Counter[str], sidecars: bool = True, suffixes: tuple[str, ...] = SUFFIXES
+) -> Iterator[File]:
     def unreadable(error: OSError) -> None:
         ignored[f"unreadable folders ({error.strerror})"] += 1
 
@@ -189,7 +243,7 @@ def _walk(root: Path, ignored: Counter[str], sidecars: bool = True) -> Iterator[
             suffix = os.path.splitext(file)[1].lower()
             if file.startswith("."):
                 ignored["hidden"] += 1
-            elif suffix in SUFFIXES:
+            elif suffix in suffixes:
                 images.append(file)
             elif below == "." and file in labels.FILES:
                 continue
@@ -210,27 +264,10 @@ def _walk(root: Path, ignored: Counter[str], sidecars: bool = True) -> Iterator[
             yield file
 
 
-def _read(root: Path, file: _File) -> Entry:
-    entry = Entry(file.name, file.size, file.mtime_ns, reason=file.refused)
-    if file.refused:
-        return entry
-    try:
-        data = read(root / file.name)
-    except DataError as error:
-        return replace(entry, mtime_ns=-1, reason=str(error))  # may pass: to be read again at the next start
-    try:
-        decoded = examine(data)
-    except DataError as error:
-        return replace(entry, reason=str(error))
-    width, height = decoded.image.size
-    digest = hashlib.sha256(data).hexdigest()
-    return replace(entry, sha256=digest, width=width, height=height, mode=decoded.mode, notes=decoded.notes)
-
-
-def _read_in_time(root: Path, seconds: float, file: _File) -> Entry:
+def _read_in_time(read: Callable[[Path, File], Entry], root: Path, seconds: float, file: File) -> Entry:
     signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends this process
     try:
-        return _read(root, file)
+        return read(root, file)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -250,21 +287,22 @@ def _processes_start() -> bool:
             return False
 
 
-def _read_all(root: Path, files: list[_File], seconds: float = _SECONDS) -> Iterator[Entry]:
+def _read_all(root: Path, files: list[File], kind: Kind = IMAGES) -> Iterator[Entry]:
     """The entries of `files`, in order. A file whose decoder crashes or hangs ends its process, and only that."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if len(files) < _ALONE or not _processes_start():
-        yield from (_read(root, file) for file in tqdm(files, desc="reading images", unit="file", disable=None))
+    reading = f"reading {kind.noun}s"
+    if len(files) < kind.alone or not _processes_start():
+        yield from (kind.read(root, file) for file in tqdm(files, desc=reading, unit="file", disable=None))
         return
-    task = partial(_read_in_time, root, seconds)
+    task = partial(_read_in_time, kind.read, root, kind.seconds)
     done, careful = 0, False
-    with tqdm(total=len(files), desc="reading images", unit="file", disable=None) as bar:
+    with tqdm(total=len(files), desc=reading, unit="file", disable=None) as bar:
         while done < len(files):
             # A broken pool does not say which file broke it. One process takes those under way again, one by one.
-            part = files[done : done + _CHUNK * (2 * cores + 1)] if careful else files[done:]
+            part = files[done : done + kind.chunk * (2 * cores + 1)] if careful else files[done:]
             try:
                 with _pool(1 if careful else cores) as pool:
-                    for entry in pool.map(task, part, chunksize=1 if careful else _CHUNK):
+                    for entry in pool.map(task, part, chunksize=1 if careful else kind.chunk):
                         yield entry
                         done += 1
                         bar.update()
@@ -272,7 +310,7 @@ def _read_all(root: Path, files: list[_File], seconds: float = _SECONDS) -> Iter
             except BrokenProcessPool:
                 if careful:
                     file = files[done]
-                    reason = f"its decoder crashed or took over {seconds:.4g} seconds"
+                    reason = f"its decoder crashed or took over {kind.seconds:.4g} seconds"
                     yield Entry(file.name, file.size, file.mtime_ns, reason=reason)
                     done += 1
                     bar.update()
@@ -286,6 +324,7 @@ class Scan(NamedTuple):
     entries: tuple[Entry, ...]
     ignored: dict[str, int]
     captioned: str
+    kind: Kind
 
 
 def _captioned(entry: Entry, caption: Sidecar | None) -> Entry:
@@ -305,16 +344,17 @@ def _by_folder(names: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     return classes, {name: at[folder] for name, folder in folders.items()}
 
 
-def _labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> Index:
+def labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> Index:
+    """What a folder holds, with labels, and with captions and numbers out of a labels file."""
     root = Path(found.root)
     file, rows = labels.read_rows(root)
     known = {entry.name for entry in found.entries}
     for name, row in rows.items():
         if name not in known:
-            raise DataError(f"{row.where}: there is no image {name!r}")
+            raise DataError(f"{row.where}: there is no {found.kind.noun} {name!r}")
     if found.captioned and (row := next((row for row in rows.values() if row.texts), None)):
         raise DataError(
-            f"{root}: found captions in {file} (line {row.line}) and in files beside the images "
+            f"{root}: found captions in {file} (line {row.line}) and in files beside the {found.kind.noun}s "
             f"({shown(found.captioned)}); keep those that are meant"
         )
     classes, numbers = tuple[str, ...](), dict[str, int]()
@@ -339,11 +379,37 @@ def _labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> I
             numbers=tuple(row.numbers.get(name, math.nan) if row else math.nan for name in columns),
         )
 
-    return Index(found.root, classes, tuple(map(described, found.entries)), found.ignored, columns)
+    return Index(found.root, classes, tuple(map(described, found.entries)), found.ignored, columns, found.kind)
 
 
-def _cache_file(root: Path, cache: Path) -> Path:
-    return cache / "index" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
+def _cache_file(root: Path, cache: Path, noun: str) -> Path:
+    return (
+        cache
+        / ("index" if noun == "image" else f"{noun}s")
+        / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
+    )
+
+
+def _row(e: Entry) -> list[Any]:
+    return [
+        e.name,
+        e.bytes,
+        e.mtime_ns,
+        e.sha256,
+        e.width,
+        e.height,
+        e.mode,
+        e.notes,
+        e.reason,
+        e.frames,
+        e.seconds,
+        e.keys,
+    ]
+
+
+def _entry(row: list[Any]) -> Entry:
+    keys = tuple((number, at) for number, at in row[11])
+    return Entry(*row[:7], notes=tuple(row[7]), reason=row[8], frames=row[9], seconds=row[10], keys=keys)
 
 
 def _load(path: Path) -> tuple[dict[str, Entry], dict[str, Sidecar]]:
@@ -351,18 +417,17 @@ def _load(path: Path) -> tuple[dict[str, Entry], dict[str, Sidecar]]:
         stored = parse_json(path.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
             return {}, {}
-        entries = {row[0]: Entry(*row[:7], notes=tuple(row[7]), reason=row[8]) for row in stored["entries"]}
+        entries = {row[0]: _entry(row) for row in stored["entries"]}
         return entries, {row[0]: Sidecar(*row) for row in stored["captions"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}, {}  # absent or not ours: everything is read again
 
 
 def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) -> None:
-    rows = [[e.name, e.bytes, e.mtime_ns, e.sha256, e.width, e.height, e.mode, e.notes, e.reason] for e in entries]
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": FORMAT, "entries": rows, "captions": list(captions)})
+        text = json.dumps({"format": FORMAT, "entries": list(map(_row, entries)), "captions": list(captions)})
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError:
@@ -371,9 +436,9 @@ def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) ->
         # No cache, then: the next start reads the images again.
 
 
-def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
-    """The images of `root`, with the captions beside them if `sidecars`, from the `cache` folder as far as files are
-    unchanged.
+def scan(root: Path, cache: Path | None, sidecars: bool = True, kind: Kind = IMAGES) -> Scan:
+    """The files of a kind in `root`, with the captions beside them if `sidecars`, from the `cache` folder as far as they
+    are unchanged.
 
     Interrupted, it keeps what was read so far.
 
@@ -382,11 +447,11 @@ def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
     """
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(f"{root}: {what}; give a folder of images")
-    place = _cache_file(root, cache) if cache else None
+        raise DataError(f"{root}: {what}; give a folder of {kind.noun}s")
+    place = _cache_file(root, cache, kind.noun) if cache else None
     kept = _load(place) if place else ({}, {})
     ignored: Counter[str] = Counter()
-    files = sorted(_walk(root, ignored, sidecars), key=lambda file: os.fsencode(file.name))
+    files = sorted(_walk(root, ignored, sidecars, kind.suffixes), key=lambda file: os.fsencode(file.name))
     entries = {
         file.name: entry
         for file in files
@@ -402,7 +467,7 @@ def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
     try:
         for caption in read_sidecars(root, [file for file in beside if file.name not in captions]):
             captions[caption.name] = caption
-        for entry in _read_all(root, [file for file in files if file.name not in entries]):
+        for entry in _read_all(root, [file for file in files if file.name not in entries], kind):
             entries[entry.name] = entry
     finally:
         if place and (entries, captions) != kept:
@@ -411,7 +476,7 @@ def scan(root: Path, cache: Path | None, sidecars: bool = True) -> Scan:
         _captioned(entries[file.name], file.caption and captions.get(file.caption.name, file.caption)) for file in files
     ]
     first = next((file.caption.name for file in files if file.caption), "")
-    return Scan(str(root), tuple(found), dict(ignored), first)
+    return Scan(str(root), tuple(found), dict(ignored), first, kind)
 
 
 def load_or_build(
@@ -422,4 +487,4 @@ def load_or_build(
     Raises:
         DataError: no such folder, or a file of labels or names that is wrong, with its line.
     """
-    return _labelled(scan(root, cache), labelling, names)
+    return labelled(scan(root, cache), labelling, names)
