@@ -83,7 +83,7 @@ def load_or_build(root: Path, cache: Path | None, frames: int, stride: int, tabl
     """
     name = find(root, table)
     rows = read_table(root / name) if name else []  # before clips are decoded, which takes long
-    found = scan(root, cache, CLIPS)
+    found = scan(root, cache, kind=CLIPS)
     index = _listed(found, name, rows) if name else labelled(found, "auto", None)
     span = (frames - 1) * stride + 1
 

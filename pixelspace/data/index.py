@@ -437,8 +437,8 @@ def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) ->
 
 
 def scan(root: Path, cache: Path | None, sidecars: bool = True, kind: Kind = IMAGES) -> Scan:
-    """The files of a kind in `root`, with the captions beside them if `sidecars`, from the `cache` folder as far as they
-    are unchanged.
+    """The files of a kind in `root`, with the captions beside them if `sidecars`, from the `cache` folder as far as
+    they are unchanged.
 
     Interrupted, it keeps what was read so far.
 
