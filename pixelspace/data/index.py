@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -383,28 +384,11 @@ def labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> In
 
 
 def _cache_file(root: Path, cache: Path, noun: str) -> Path:
-    return (
-        cache
-        / ("index" if noun == "image" else f"{noun}s")
-        / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
-    )
+    folder = "index" if noun == "image" else f"{noun}s"
+    return cache / folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
 
 
-def _row(e: Entry) -> list[Any]:
-    return [
-        e.name,
-        e.bytes,
-        e.mtime_ns,
-        e.sha256,
-        e.width,
-        e.height,
-        e.mode,
-        e.notes,
-        e.reason,
-        e.frames,
-        e.seconds,
-        e.keys,
-    ]
+_KEPT = attrgetter(*[field.name for field in fields(Entry)][:12])  # what follows is looked up at every start
 
 
 def _entry(row: list[Any]) -> Entry:
@@ -427,7 +411,7 @@ def _store(path: Path, entries: Iterable[Entry], captions: Iterable[Sidecar]) ->
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": FORMAT, "entries": list(map(_row, entries)), "captions": list(captions)})
+        text = json.dumps({"format": FORMAT, "entries": list(map(_KEPT, entries)), "captions": list(captions)})
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError:
