@@ -167,7 +167,8 @@ def test_clips_begin_anywhere_as_their_positions_say(dataset, root):
     whole = every(root / dataset.name(0))
     cuts = [fit(whole[:, start : start + 11 : 2], Cut(SIZE)) for start in range(whole.shape[1] - 10)]
     for p in (p for p in range(300) if pos.order.at(p) == 0):
-        (start,) = [i for i, cut in enumerate(cuts) if torch.equal(cut, pos[p].sample.image)]
+        image = pos[p].sample.image
+        (start,) = [i for i, cut in enumerate(cuts) if torch.equal(cut, image)]
         starts.add(start)
         assert torch.equal(pos[p].sample.image, cuts[start])
     assert len(starts) > 15 and min(starts) < 3 and max(starts) > 26
