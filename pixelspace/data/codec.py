@@ -19,7 +19,8 @@ def to_uint8(x: Tensor, truncate: bool = False) -> Tensor:
 
 
 class Codec(ABC):
-    """uint8 images (B, 3, H, W) to model space (B, channels, H / factor, W / factor) and back.
+    """uint8 images (B, 3, H, W) to model space (B, channels, H / factor, W / factor) and back; pixels of clips
+    (B, 3, T, H, W) too.
 
     On the way lies a stored form, which may be kept on disk in place of the image.
     """

@@ -30,7 +30,7 @@ class Sample(NamedTuple):
 
 class Dataset(ABC):
     """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
-    is something computed of one."""
+    is a clip, or something computed of an image."""
 
     classes: tuple[str, ...]
     fingerprint: str

@@ -31,7 +31,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MAX_BYTES, MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 512 << 20, 64_000_000, 32_768, 20
 
 # All that Pillow's decoders have been seen to raise on damaged files.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError),
     *(AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
@@ -82,16 +82,18 @@ def shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _what_else(data: bytes) -> str:
+def what_else(data: bytes, expected: str = "a JPEG, PNG, WebP, TIFF or BMP image") -> str:
+    """What a file that begins so is, where it is not what was expected."""
     text = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = [what for start, what in _STARTS.items() if data.startswith(start)]
     found += [what for start, what in _TEXT_STARTS.items() if text.startswith(start)]
     if data[4:8] == b"ftyp":
         found.append("a HEIC, AVIF or video file")
-    return found[0] if found else "not a JPEG, PNG, WebP, TIFF or BMP image"
+    return found[0] if found else f"not {expected}"
 
 
-def _what_is_wrong(data: bytes, error: Exception) -> str:
+def what_is_wrong(data: bytes, error: Exception) -> str:
+    """Why a decoder stopped, in a few words."""
     said = shown(" ".join(str(error).split())[:200]) or type(error).__name__
     size = 8 + int.from_bytes(data[4:8], "little")  # of a WebP, by its header
     if data.startswith(b"RIFF") and size > len(data):
@@ -99,14 +101,18 @@ def _what_is_wrong(data: bytes, error: Exception) -> str:
     return f"{'cut short' if 'truncated' in said.lower() else 'damaged'}: {said}"
 
 
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
+def check_size(width: int, height: int) -> None:
+    """Raises DataError, with the bare reason, for a picture that is too large or too narrow."""
     if width * height > MAX_PIXELS:
         raise DataError(f"{width}x{height} is over {MAX_PIXELS // 10**6} megapixels")
     if max(width, height) > MAX_SIDE:
         raise DataError(f"{width}x{height} has a side over {MAX_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(f"{width}x{height} has a side over {MAX_ASPECT} times the other")
+
+
+def _check_header(image: Image.Image) -> None:
+    check_size(*image.size)
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with previews behind it
         # A TIFF's pages are not counted: there may be 100,000.
         raise DataError("several pages" if image.format == "TIFF" else f"animated ({image.n_frames} frames)")  # type: ignore[attr-defined]
@@ -137,7 +143,8 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return transform
 
 
-def _rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
+def to_rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
+    """The picture as RGB by the policy above but for EXIF; what could not be used is added to `notes`."""
     if image.mode.startswith("I;16"):
         image = _grey(image)
     if image.mode not in _COLOURS:
@@ -152,7 +159,7 @@ def _rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
         try:
             if transform := _to_srgb(profile, colours.mode):
                 colours = ImageCms.applyTransform(colours, transform) or colours
-        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        except (ImageCms.PyCMSError, *DECODER_ERRORS):
             notes.append("unusable colour profile")
     colours = colours.convert("RGB")
     if alpha is None:
@@ -165,7 +172,7 @@ def _rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
 def _turn(image: Image.Image, notes: list[str]) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         orientation = None
     if not isinstance(orientation, int):
         notes.append("damaged metadata")
@@ -183,7 +190,7 @@ def _decoded(data: bytes) -> Decoded:
             raise DataError(f"a transparent colour in a PNG of {data[24]} bits a channel")
         image.load()
         turn = _turn(image, notes)
-        pixels = _rgb(image, profile, notes)
+        pixels = to_rgb(image, profile, notes)
     return Decoded(pixels if turn is None else pixels.transpose(turn), mode, tuple(notes))
 
 
@@ -202,11 +209,11 @@ def examine(data: bytes) -> Decoded:
     except DataError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise DataError(_what_else(data)) from error
+        raise DataError(what_else(data)) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"over {MAX_PIXELS // 10**6} megapixels") from error
-    except _DECODER_ERRORS as error:
-        raise DataError(_what_is_wrong(data, error)) from error
+    except DECODER_ERRORS as error:
+        raise DataError(what_is_wrong(data, error)) from error
     if any(issubclass(warning.category, UserWarning) for warning in heard):
         return replace(decoded, notes=tuple({*decoded.notes, "damaged metadata"}))
     return decoded

@@ -2,21 +2,30 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pixelspace.config import nearest, value
 from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.decode import examine, read
-from pixelspace.data.labels import MAX_CLASSES
+from pixelspace.data.labels import MAX_CLASSES, captions
 from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
+
+_TEXT = re.compile(r"(large_)?string|(large_)?list<\w+: (large_)?string( not null)?>")
+_NUMBER = re.compile(r"u?int\d+|float\d*|halffloat|double")  # as Arrow calls them
+_ROWS = 10_000  # of a column that are read at once
 
 
 @dataclass(frozen=True)
 class _Table(Dataset):
     rows: Any  # a datasets.Dataset whose images are not decoded
+    captions: Any  # the same with nothing but the captions; None without
     source: "HuggingFace"
     classes: tuple[str, ...]
     fingerprint: str
@@ -26,6 +35,40 @@ class _Table(Dataset):
 
     def name(self, index: int) -> str:
         return f"row {index}"
+
+    def texts(self, index: int) -> tuple[str, ...]:
+        if self.captions is None:
+            return ()
+        found = self.captions[index][self.source.text_key]
+        return () if found is None else captions(self.name(index), found)
+
+    def columns(self) -> tuple[str, ...]:
+        own = super().columns()
+        fields = self.rows.features.arrow_schema
+        return *own, *(field.name for field in fields if _NUMBER.fullmatch(str(field.type)) and field.name not in own)
+
+    def column(self, name: str) -> np.ndarray:
+        if name in super().columns():
+            return self._of_captions(name)
+        if name not in self.columns():
+            return super().column(name)
+        table = self.rows.select_columns([name]).with_format("arrow")[:]
+        return table[name].to_numpy().astype(np.float64)
+
+    def _of_captions(self, name: str) -> np.ndarray:
+        """NaN for a sample whose captions cannot be read."""
+        out = np.zeros(len(self))
+        key = self.source.text_key
+        if key is None:
+            return out
+        found = chain.from_iterable(b[key].to_pylist() for b in self.captions.with_format("arrow").iter(_ROWS))
+        for i, text in enumerate(found):
+            try:
+                texts = () if text is None else captions(self.name(i), text)
+                out[i] = len(texts) if name == "captions" else max(map(len, texts), default=0)
+            except DataError:
+                out[i] = np.nan
+        return out
 
     def _label(self, row: dict[str, Any]) -> int:
         label = row[self.source.label_key] if self.source.label_key else None
@@ -40,10 +83,11 @@ class _Table(Dataset):
         try:
             image = row[self.source.image_key] or {}
             data = image.get("bytes") or (read(Path(image["path"])) if image.get("path") else b"")
-            text = row[self.source.text_key] if self.source.text_key else None
-            return Sample(to_tensor(examine(data).image), self._label(row), (text,) if text else ())
+            pixels, label = to_tensor(examine(data).image), self._label(row)
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from error
+        text = row[self.source.text_key] if self.source.text_key else None
+        return Sample(pixels, label, () if text is None else captions(self.name(index), text))
 
 
 def _classes(feature: Any, rows: Any, key: str) -> tuple[str, ...]:
@@ -61,7 +105,8 @@ def _classes(feature: Any, rows: Any, key: str) -> tuple[str, ...]:
 class HuggingFace(Source):
     """A data set of the Hugging Face hub or its cache, or one that `save_to_disk` wrote (extra `hf-data`).
 
-    Labels are class labels, names or numbers. Images are not looked at before they are wanted.
+    Labels are class labels, names or numbers; captions strings, or lists of them. Images are not looked at before they
+    are wanted.
     """
 
     path: str
@@ -72,9 +117,10 @@ class HuggingFace(Source):
 
     def open(self, cache: Path | None = None) -> Dataset:
         try:
-            import datasets  # pyright: ignore[reportMissingImports]
+            import datasets.exceptions  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ResourceError("datasets is not installed; pip install 'pixelspace[hf-data]'") from error
+        rows: Any
         try:
             if (Path(self.path) / "state.json").is_file():
                 rows = datasets.load_from_disk(self.path)
@@ -87,7 +133,7 @@ class HuggingFace(Source):
         for key in filter(None, (self.image_key, self.label_key, self.text_key)):
             if key not in rows.column_names:
                 raise UserError(f"{self.path}: no column {key!r}; {nearest(key, rows.column_names)}")
-        if self.text_key and rows.features[self.text_key] != datasets.Value("string"):
+        if self.text_key and not _TEXT.fullmatch(str(rows.features.arrow_schema.field(self.text_key).type)):
             raise UserError(f"{self.path}: column {self.text_key!r} holds {rows.features[self.text_key]}, not strings")
         if not len(rows):
             raise DataError(f"{self.path}, split {self.split}: has no rows")
@@ -100,4 +146,5 @@ class HuggingFace(Source):
             what = rows.features[self.image_key]
             raise UserError(f"{self.path}: column {self.image_key!r} holds {what}, not images") from error
         classes = _classes(rows.features[self.label_key], rows, self.label_key) if self.label_key else ()
-        return _Table(images, self, classes, hashlib.sha256(json.dumps(found).encode()).hexdigest())
+        texts = images.select_columns([self.text_key]) if self.text_key else None
+        return _Table(images, texts, self, classes, hashlib.sha256(json.dumps(found).encode()).hexdigest())

@@ -28,7 +28,7 @@ from pixelspace.data.codec import Codec
 from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.order import Order, Shuffled
 from pixelspace.data.transforms import Crop, Cut
-from pixelspace.errors import DataError
+from pixelspace.errors import DataError, UserError
 from pixelspace.random import Rng
 from pixelspace.types import Batch
 
@@ -82,9 +82,9 @@ def ordered(dataset: Dataset, data: Data, ids: np.ndarray, rng: Rng) -> Order:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A batch as read: uint8 images (B, 3, H, W) or their stored form, labels (B,), a caption each ("": none), sizes
-    before cutting (B, 2) and the corners that were cut at (B, 2), positions (B,), dataset ids (B,), and what was bad as
-    (name, reason)."""
+    """A batch as read: uint8 images (B, 3, H, W), clips (B, 3, T, H, W) or a stored form, labels (B,), a caption each
+    ("": none), sizes before cutting (B, 2) and the corners that were cut at (B, 2), positions (B,), dataset ids (B,),
+    and what was bad as (name, reason)."""
 
     images: Tensor
     labels: Tensor
@@ -130,7 +130,8 @@ class Positions(Items):
         index = self.order.at(p)
         u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
         flip = self.data.flip and not self.data.augment and mirror < 0.5
-        cut = Cut(self.size, self.data.crop, (u, v), flip)
+        time = float(self.rng.uniform("clip", torch.tensor([p]))[0, 0])
+        cut = Cut(self.size, self.data.crop, (u, v), flip, time)
         while True:
             try:
                 sample = self.dataset.cut(index, cut)
@@ -235,7 +236,13 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
 
 
 def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.device) -> Batch:
-    """The batch on `device`, augmented and encoded, with its conditions."""
+    """The batch on `device`, augmented and encoded, with its conditions.
+
+    Raises:
+        UserError: clips are to be augmented.
+    """
+    if data.augment and raw.images.ndim == 5:
+        raise UserError(f"data.augment={data.augment} is for images, and these are clips; set it to 0")
     images = raw.images.to(device, non_blocking=True)
     stored = codec.store(images) if images.dtype == torch.uint8 else images
     x = codec.encode(stored, rng, raw.pos)

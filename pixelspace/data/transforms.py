@@ -18,12 +18,14 @@ Crop = Literal["center", "random", "adm"]
 
 class Cut(NamedTuple):
     """How an image is cut to `size`: at the centre, or at the shares u = (down, right) in [0, 1) of the room there is;
-    and if it is mirrored. `adm` is the centre with the resizing of Dhariwal and Nichol 2021."""
+    and if it is mirrored. `adm` is the centre with the resizing of Dhariwal and Nichol 2021. A clip begins at the share
+    `time` in [0, 1) of the room there is for it in its file."""
 
     size: tuple[int, int]
     crop: Crop = "center"
     u: tuple[float, float] = (0.5, 0.5)
     flip: bool = False
+    time: float = 0.5
 
 
 class Place(NamedTuple):
@@ -67,10 +69,13 @@ def _resized(image: Tensor, covering: tuple[int, int], cut: Cut) -> Tensor:
 
 
 def fit(image: Tensor, cut: Cut) -> Tensor:
-    """uint8 (3, H, W) to (3, *cut.size): resized (antialiased bicubic) until it just covers the size, then cut.
+    """uint8 (3, H, W) to (3, *cut.size): resized (antialiased bicubic) until it just covers the size, then cut. Of a
+    clip (3, T, H, W) each frame is, all at one place.
 
     `adm` halves by boxes first, while both sides stay at least twice as long.
     """
+    if image.ndim == 4:
+        return torch.stack([fit(frame, cut) for frame in image.unbind(1)], 1)
     h, w = cut.size
     covering, (top, left) = place(image.shape[1], image.shape[2], cut)
     if cut.crop == "adm" or covering != tuple(image.shape[1:]):

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from pixelspace.data.decode import MAX_BYTES, SUFFIXES, examine, read, shown
-from pixelspace.data.index import Entry, load_or_build
+from pixelspace.data.index import Entry, Index, scan
 from pixelspace.errors import DataError
 from pixelspace.evaluation.archives import Member, members, pieces
 from pixelspace.evaluation.cache import remembered
@@ -53,10 +53,10 @@ class FolderFiles(Files):
         return str(self.root)
 
     def entries(self, cache: Path | None) -> tuple[Entry, ...]:
-        index = load_or_build(self.root, cache)
-        if not index.entries:
-            index.check(0)  # which says what else there is
-        return index.entries
+        found = scan(self.root, cache, sidecars=False)
+        if not found.entries:
+            Index(found.root, (), (), found.ignored).check(0)  # which says what else there is
+        return found.entries
 
     def load(self, name: str) -> bytes:
         return read(self.root / name)

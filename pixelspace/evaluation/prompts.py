@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pixelspace.config import parse_json
+from pixelspace.data.coco import drawn, is_coco, parse_captions
 from pixelspace.data.decode import shown
 from pixelspace.errors import DataError, UserError
+from pixelspace.random import Rng
 
+COCO_COUNT, COCO_SEED = 30_000, 0
 KEYS = ("caption", "text", "prompt")
 _KEYS = ", ".join(KEYS)
 
@@ -40,8 +43,22 @@ def _txt(text: str, path: Path) -> Iterator[tuple[str, str]]:
     yield from ((f"{path}:{n}", line) for n, line in enumerate(_lines(text), 1))
 
 
+def _coco(data: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        images = parse_captions(data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    for image in images:
+        if image.reason:
+            raise DataError(f"{path}: {image.reason}")
+    yield from ((f"{path}: {file}", caption) for file, caption in drawn(images, COCO_COUNT, Rng(COCO_SEED)))
+
+
 def _json(text: str, path: Path) -> Iterator[tuple[str, str]]:
     items = parse_json(text)
+    if is_coco(items):
+        yield from _coco(items, path)
+        return
     if not isinstance(items, list):
         raise DataError(f"{path}: expected a list, found {type(items).__name__}")
     yield from (_caption(item, f"{path}: item {n}") for n, item in enumerate(items, 1))
@@ -73,7 +90,8 @@ _READERS = {".txt": _txt, ".json": _json, ".jsonl": _jsonl, ".csv": _csv}
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The captions in a .txt (one a line), a .json (a list), a .jsonl or a .csv. Objects and rows name theirs
-    `caption`, `text` or `prompt`.
+    `caption`, `text` or `prompt`. Of COCO's annotations (.json) they are one each of 30,000 images, or of all where
+    there are fewer, drawn by a fixed seed and in order of the images' files.
 
     Raises:
         UserError: another kind of file.

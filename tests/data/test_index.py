@@ -317,9 +317,9 @@ def test_many_files_are_read_by_several_processes_to_the_same_end(many):
 def test_a_file_that_hangs_its_decoder_costs_only_itself(many, tmp_path):
     os.mkfifo(tmp_path / "hang.png")  # opening it waits for ever
     files = sorted(indexing._walk(many, indexing.Counter()))
-    stuck = indexing._File(str(tmp_path / "hang.png"), 1, 1)
+    stuck = indexing.File(str(tmp_path / "hang.png"), 1, 1)
     start = time.monotonic()
-    entries = list(indexing._read_all(many, [*files[:70], stuck, *files[70:]], seconds=0.5))
+    entries = list(indexing._read_all(many, [*files[:70], stuck, *files[70:]], indexing.IMAGES._replace(seconds=0.5)))
     assert time.monotonic() - start < 15
     assert entries.pop(70).reason == "its decoder crashed or took over 0.5 seconds"
     assert entries == [indexing._read(many, file) for file in files]

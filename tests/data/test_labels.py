@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pixelspace.config import from_data
+from pixelspace.data.folder import Folder
 from pixelspace.data.index import Index, load_or_build
-from pixelspace.errors import DataError
+from pixelspace.errors import DataError, UserError
 from tests.data.image_folders import draw, names, reasons
 
 
@@ -167,3 +170,120 @@ def test_labels_are_read_anew_at_every_start(flat):
     assert load_or_build(flat, cache).classes == ()
     (flat / "labels.csv").write_text("file,label\na.png,x\nb.png,x\nc.png,y\n")
     assert load_or_build(flat, cache).classes == ("x", "y")
+
+
+# Numbers
+
+
+def test_numbers_of_metadata_are_columns(flat):
+    rows = [
+        {"file_name": "a.png", "aesthetic": 5, "width": 1, "captions": 9, "good": True, "note": "x", "tags": [1]},
+        {"file_name": "b.png", "aesthetic": -0.25, "clip": 1e-3, "more": {"aesthetic": 7}},
+        {"file_name": "c.png", "aesthetic": None},
+    ]
+    (flat / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = Folder(str(flat)).open()
+    assert dataset.columns() == ("captions", "caption_length", "height", "width", "aesthetic", "clip")
+    np.testing.assert_array_equal(dataset.column("aesthetic"), [5, -0.25, np.nan])
+    np.testing.assert_array_equal(dataset.column("clip"), [np.nan, 1e-3, np.nan])
+    assert dataset.column("width").tolist() == [12] * 3 and dataset.column("captions").tolist() == [0] * 3
+    with pytest.raises(UserError, match="no sample has 'aesthetics'; did you mean 'aesthetic'"):
+        dataset.column("aesthetics")
+    rows[0]["aesthetic"] = 6
+    (flat / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert Folder(str(flat)).open().fingerprint != dataset.fingerprint
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + 400 * "0"])
+def test_a_number_out_of_range_is_refused_by_line(flat, number):
+    (flat / "metadata.jsonl").write_text(f'{{"file_name": "a.png"}}\n{{"file_name": "b.png", "score": {number}}}')
+    with pytest.raises(DataError, match=r"metadata.jsonl:2: score is out of range: "):
+        load_or_build(flat, None)
+
+
+# Layouts of known data sets
+
+
+def test_ffhq_folders_are_no_classes(tmp_path):
+    for name in ("00000/00000.png", "00000/00999.png", "69000/69123.png"):
+        draw(tmp_path / name)
+    assert Folder(str(tmp_path)).open().classes == ("00000", "69000")
+    dataset = Folder(str(tmp_path), labels="none").open()
+    assert dataset.classes == () and [dataset[i].label for i in range(3)] == [-1] * 3
+    assert dataset.name(2) == "69000/69123.png"
+    assert "classes" not in load_or_build(tmp_path, None, "none").summary()
+
+
+def test_without_labels_a_file_of_them_says_nothing_either(flat):
+    (flat / "labels.csv").write_text("file,label,text\na.png,cat,a cat\nb.png,dog,\nc.png,dog,\n")
+    dataset = Folder(str(flat), labels="none").open()
+    assert dataset.classes == () and [dataset[i].label for i in range(3)] == [-1] * 3
+    assert dataset.texts(0) == ("a cat",)
+
+
+SYNSETS = """n01440764 tench, Tinca tinca
+n02012849 crane
+n03126707 crane
+n01443537 goldfish, Carassius auratus
+"""
+
+
+@pytest.fixture
+def imagenet(tmp_path) -> Path:
+    """Kaggle's layout; the folder of training images."""
+    train = tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "train"
+    for id in ("n03126707", "n01440764", "n02012849"):
+        draw(train / id / f"{id}_18.png").rename(train / id / f"{id}_18.JPEG")
+    (tmp_path / "LOC_synset_mapping.txt").write_text(SYNSETS)
+    return train
+
+
+def test_imagenets_classes_have_names_in_the_order_of_their_ids(imagenet):
+    dataset = Folder(str(imagenet)).open()
+    assert dataset.classes == ("tench", "crane (n02012849)", "crane (n03126707)")
+    assert [dataset[i].label for i in range(3)] == [0, 1, 2] and dataset.name(0) == "n01440764/n01440764_18.JPEG"
+    (imagenet / "LOC_synset_mapping.txt").write_text(SYNSETS.replace("tench", "Schleie"))
+    index = load_or_build(imagenet, None)
+    assert index.classes[0] == "Schleie" and index.ignored == {}
+
+
+def test_a_file_of_names_may_lie_anywhere_and_be_of_any_ids(imagenet, flat):
+    names = flat / "words.txt"
+    names.write_text("a\tapple, fruit\n\nb  two words , more\n")
+    for name in ("a/1.png", "b/1.png"):
+        draw(flat / "images" / name)
+    assert Folder(str(flat / "images"), names=str(names)).open().classes == ("apple", "two words")
+    (flat / "images" / "labels.csv").write_text("file,label\na/1.png,b\nb/1.png,a\n")
+    dataset = Folder(str(flat / "images"), names=str(names)).open()
+    assert dataset.classes == ("apple", "two words") and [dataset[i].label for i in range(2)] == [1, 0]
+
+
+def test_ids_keep_their_names_without_a_file(tmp_path):
+    draw(tmp_path / "train" / "n01440764" / "1.png")
+    assert Folder(str(tmp_path / "train")).open().classes == ("n01440764",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"n01440764 tench\n", r"has no name for 2 of 3 classes, the first is 'n02012849'"),
+        (b"n01440764 tench\nn01440764 x\n", r":2: 'n01440764' stands twice"),
+        (b"n01440764\n", r":1: expected an id and a name, found 'n01440764'"),
+        (b"n01440764 , x\n", r":1: expected an id and a name"),
+        (b"n01440764 \xff\n", r": not UTF-8 at byte 10"),
+    ],
+)
+def test_a_wrong_file_of_names_is_refused_by_line(imagenet, text, message):
+    (imagenet / "names").write_bytes(text)
+    with pytest.raises(DataError, match=f"names:? ?{message}"):
+        Folder(str(imagenet), names=str(imagenet / "names")).open()
+
+
+def test_names_need_classes(flat):
+    (flat / "names").write_text("a b")
+    with pytest.raises(DataError, match=r"has no classes that .*names could name"):
+        Folder(str(flat), names=str(flat / "names")).open()
+    with pytest.raises(DataError, match="absent: cannot be read: No such file"):
+        Folder(str(draw(flat / "x" / "y" / "1.png").parents[1]), names=str(flat / "absent")).open()
+    with pytest.raises(UserError, match="names are those of classes, and labels is none"):
+        from_data({"type": "Folder", "path": "x", "labels": "none", "names": "y"}, {"Folder": Folder})

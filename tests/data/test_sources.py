@@ -1,11 +1,13 @@
 """Folders and Hugging Face data sets as samples."""
 
+import hashlib
 import importlib.util
 import io
 import json
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from PIL import Image
 
 from pixelspace.config import from_data, to_data
 from pixelspace.data.dataset import Source
-from pixelspace.data.folder import Folder
+from pixelspace.data.folder import Folder, FolderDataset
 from pixelspace.data.huggingface import HuggingFace
+from pixelspace.data.index import Entry, Index
 from pixelspace.errors import DataError, ResourceError, UserError
 
 WITH_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -98,10 +101,16 @@ def test_a_dataset_can_be_sent_to_a_worker(folder, method):
     assert torch.equal(image, dataset[2].image) and label == 1
 
 
-def test_a_dataset_is_small_to_send(folder):
-    dataset = Folder(str(folder)).open()
-    more = type(dataset)(dataset.root, dataset.classes, dataset.fingerprint, dataset.images * 1000)
-    assert len(pickle.dumps(more)) / len(more) < 200  # bytes an image
+def test_a_dataset_is_small_to_send():
+    entries = tuple(
+        Entry(f"n{i:08}/n{i:08}_{i}.JPEG", i, i, hashlib.sha256(str(i).encode()).hexdigest(), 500, 375, "RGB")
+        for i in range(3000)
+    )
+    dataset = FolderDataset.of(Path("x"), Index("x", ("a",), entries, {}))
+    assert len(pickle.dumps(dataset)) / len(dataset) < 100  # bytes an image
+    captioned = tuple(replace(entry, texts=("a photograph of a thing on a table",)) for entry in entries)
+    more = FolderDataset.of(Path("x"), Index("x", ("a",), captioned, {}))
+    assert len(pickle.dumps(more)) - len(pickle.dumps(dataset)) < (34 + 20) * len(dataset)
 
 
 def test_sources_are_values():
@@ -139,6 +148,7 @@ def saved(tmp_path) -> str:
         "number": [3, 0, None, -1],
         "fraction": [0.5] * 4,
         "text": ["one", "", None, "four"],
+        "texts": [["one", "eins"], [], None, ["vier", " ", "x" * 8193]],
     }
     features = {
         "image": datasets.Image(),
@@ -147,6 +157,7 @@ def saved(tmp_path) -> str:
         "number": datasets.Value("int64"),
         "fraction": datasets.Value("float32"),
         "text": datasets.Value("string"),
+        "texts": [datasets.Value("string")],
     }
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     table.save_to_disk(tmp_path / "table")
@@ -162,6 +173,29 @@ def test_hugging_face_images_keep_pixels_labels_and_text(saved):
     assert all(torch.equal(image, torch.from_numpy(pixels(i)).permute(2, 0, 1)) for i, (image, *_) in enumerate(found))
     with pytest.raises(DataError, match=r"^row 3: "):
         dataset[3]
+
+
+def test_hugging_face_captions_may_be_lists_and_need_no_image(saved):
+    dataset = HuggingFace(saved, text_key="texts").open()
+    assert dataset[0].texts == ("one", "eins") and [dataset.texts(i) for i in range(3)] == [("one", "eins"), (), ()]
+    with pytest.raises(DataError, match=r"^row 3: text is over 8192 bytes$"):
+        dataset.texts(3)
+    np.testing.assert_array_equal(dataset.column("captions"), [2, 0, 0, np.nan])
+    np.testing.assert_array_equal(dataset.column("caption_length"), [4, 0, 0, np.nan])
+    assert HuggingFace(saved, text_key="text").open().texts(3) == ("four",)  # whose image is damaged
+    plain = HuggingFace(saved).open()
+    assert plain.texts(0) == () and plain.column("captions").tolist() == [0] * 4
+
+
+def test_hugging_face_numbers_are_columns(saved):
+    dataset = HuggingFace(saved).open()
+    assert dataset.columns() == ("captions", "caption_length", "label", "number", "fraction")
+    np.testing.assert_array_equal(dataset.column("number"), [3, 0, np.nan, -1])
+    np.testing.assert_array_equal(dataset.column("fraction"), [0.5] * 4)
+    with pytest.raises(UserError, match="no sample has 'name'"):
+        dataset.column("name")
+    part = HuggingFace(saved.replace("table", "splits"), split="test").open()
+    assert part.column("number").tolist() == [0] and len(part.keys()) == 1
 
 
 def test_hugging_face_labels_may_be_names_or_numbers(saved):
