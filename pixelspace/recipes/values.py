@@ -2,6 +2,8 @@
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.data.clips import Clips
+from pixelspace.data.coco import Coco
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.folder import Folder
@@ -60,7 +62,7 @@ VALUES: dict[str, type] = {
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
-        *(Data, Folder, HuggingFace, Emoji, Latents, Pixels, KLVAE, Sampling),
+        *(Data, Folder, HuggingFace, Coco, Clips, Emoji, Latents, Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
         *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),
     )
