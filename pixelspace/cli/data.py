@@ -150,8 +150,8 @@ def embed(
         f"({reader.bytes / done.distinct:,.0f} a caption): {out}"
     )
     print(f"longer than {by.length} tokens and cut there: {reader.cut:,} ({reader.cut / done.distinct:.2%})")
-    setting = "stages.*.text=" + json.dumps(to_data(Cached(by.direct, str(out.resolve()))))
-    widths = f"width {reader.width}, pooled {reader.pooled_width}"
+    setting = shlex.quote("stages.*.text=" + json.dumps(to_data(Cached(by.direct, str(out.resolve())))))
     print(
-        f"pixelspace train RECIPE --data {data} --set {shlex.quote(setting)}  # a network that reads text of {widths}"
+        f"pixelspace train RECIPE --data {shlex.quote(str(data))} --set {setting}  "
+        f"# a network that reads text of width {reader.width}, pooled {reader.pooled_width}"
     )

@@ -399,7 +399,7 @@ def embed_captions(
     """Writes what `encoder` makes of the captions of so many `samples`, and of "", into the folder `out`.
 
     Parts of `part` captions that stand whole are left as they are. Of `world` processes that share the work each has
-    its `rank`. How many captions are read at once, `batch`, changes no bit with the encoders of this package.
+    its `rank`. How many captions are read at once, `batch`, changes what is written by rounding at most.
 
     Raises:
         UserError: `out` holds something else or was begun with other captions or settings; a number out of range.

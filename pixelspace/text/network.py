@@ -18,10 +18,11 @@ from pixelspace.text.families import FAMILIES, Family
 from pixelspace.text.library import library, load_model
 from pixelspace.text.tokens import FILES, Form, Tokenizer, open_tokenizer
 
-# The network always sees this many captions, filled up to one of few lengths, and one more of a single token: then what
-# it makes of a caption depends in no bit on the others, and little is computed for padding. The short one is there
-# because transformers takes another way through attention when no caption has padding.
-_ROWS, _SHORTEST = 15, 16
+# The network always sees this many captions, filled up to one of few lengths, and one more of a single token: so little
+# is computed for padding, and what it makes of a caption does not depend on the others, but for the last bit where the
+# number of threads divides a layer oddly. The short one is there because transformers takes another way through
+# attention when no caption has padding.
+_ROWS, _SHORTEST = 7, 16
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,10 +127,10 @@ class NetworkReader(Reader):
         """Numbers of up to `_ROWS` captions, and the length that they are filled up to."""
         groups = defaultdict[int, list[int]](list)
         for i, row in enumerate(rows):
-            size = self._length
-            while not self._family.fixed and size // 2 >= max(len(row), _SHORTEST):
-                size //= 2
-            groups[size].append(i)
+            size = self._length if self._family.fixed else _SHORTEST
+            while size < len(row):
+                size *= 2
+            groups[min(size, self._length)].append(i)
         for size, some in groups.items():
             yield from ((size, some[at : at + _ROWS]) for at in range(0, len(some), _ROWS))
 

@@ -54,6 +54,14 @@ def copied(models, tmp_path):
     return lambda name: shutil.copytree(models / name, tmp_path / name)
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def by_transformers(folder: Path, dtype: torch.dtype = torch.float32):
     """Tokens, mask and pooled, all captions in one batch of the full length."""
@@ -92,7 +100,7 @@ def test_bf16_weights_give_float32_near_those_of_transformers(models, name):
 
 
 @pytest.mark.parametrize("name", ["t5", "clip", "siglip", "bert"])
-def test_what_a_caption_means_depends_in_no_bit_on_its_batch(models, opened, name):
+def test_what_a_caption_means_depends_in_no_bit_on_its_batch(models, opened, name, one_thread):
     captions = [*CAPTIONS, *(f"a red cat {'on a mat ' * (i % 9)}{i}" for i in range(30))]
     for reader in (opened[name], encoder(models / name, precision="bf16").open(CPU)):
         together = reader(captions)
