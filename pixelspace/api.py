@@ -104,15 +104,15 @@ class Model:
         self.config = replace(self.config, codec=replace(codec, vae=str(path)))
         return self
 
-    def use_text(self, encoder: TextEncoder) -> "Model":
-        """Takes another place or form of the text encoder from now on; its weights must be those trained with.
+    def use_text(self, path: Path | str) -> "Model":
+        """Takes the text encoder from `path` from now on; it must be the one trained with.
 
         Raises:
-            UserError: a model that reads no text.
+            UserError: a model that reads no text, or whose encoder comes with a package.
         """
         if self.config.text is None:
             raise UserError("text: this model reads no text; leave it out")
-        self.config, self._reader = replace(self.config, text=encoder), None
+        self.config, self._reader = replace(self.config, text=self.config.text.at(str(path))), None
         return self
 
     @property

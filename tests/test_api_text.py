@@ -80,7 +80,7 @@ def test_a_saved_model_keeps_its_encoder_and_what_nothing_means(model, tmp_path)
 
 
 def test_an_encoder_that_is_not_the_one_trained_with_is_refused(model):
-    other = Model(CONFIG, model.backbone.state_dict(), "cpu").use_text(Bytes(12))
+    other = Model(replace(CONFIG, text=Bytes(12)), model.backbone.state_dict(), "cpu")
     with pytest.raises(UserError, match="was trained with bytes up to 24, and the encoder is now bytes up to 12"):
         draw(other, text="a cat")
 
@@ -101,11 +101,13 @@ def test_prompts_that_cannot_be_meant_are_refused(model, given, message):
         draw(model, **given)
 
 
-def test_a_model_that_reads_no_text_says_so(model):
+def test_a_model_without_words_or_another_place_for_them_says_so(model):
     backbone = replace(CONFIG.backbone, text=None, levels=(Level(16, 1, Global(8)),))
     mute = Model(replace(CONFIG, backbone=backbone, text=None), backbone.build().state_dict(), "cpu")
     for given in ({"text": "a cat"}, {"negative": "a cat"}):
         with pytest.raises(UserError, match="this model reads no text; leave it out"):
             draw(mute, **given)
     with pytest.raises(UserError, match="reads no text"):
-        mute.use_text(Bytes())
+        mute.use_text("elsewhere")
+    with pytest.raises(UserError, match="Bytes is part of an installed package"):
+        model.use_text("elsewhere")

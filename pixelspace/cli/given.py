@@ -65,6 +65,7 @@ def recipe_of(
     settings: tuple[tuple[str, ...], ...] = (),
     judge: tuple[str, ...] = (),
     judge_images: int | None = None,
+    text: str | None = None,
 ) -> "Recipe":
     from pixelspace.config import from_data, nearest, override, read_json, to_data
     from pixelspace.recipes.values import VALUES
@@ -96,9 +97,21 @@ def recipe_of(
         recipe = from_data(described, VALUES)
     elif judge_images is not None:
         raise UserError("--judge-images: name a protocol by --judge, too")
+    if text is not None:
+        recipe = _read_by(recipe, text)
     if data is not None:
         recipe = replace(recipe, stages=tuple(_with_folder(stage, data.resolve()) for stage in recipe.stages))
     return recipe
+
+
+def _read_by(recipe: "Recipe", word: str) -> "Recipe":
+    from pixelspace.text.named import encoder_of
+
+    if all(stage.text is None for stage in recipe.stages):
+        raise UserError(f"--text: no network of {recipe.name} reads text; leave it out")
+    encoder = encoder_of(word)
+    stages = (stage if stage.text is None else replace(stage, text=encoder) for stage in recipe.stages)
+    return replace(recipe, stages=tuple(stages))
 
 
 def _with_folder(stage: Any, folder: Path) -> Any:

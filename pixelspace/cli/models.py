@@ -19,6 +19,7 @@ def train(
     *,
     settings: Settings = (),
     data: Path | None = None,
+    text: str | None = None,
     out: Path | None = None,
     start_from: Annotated[Path | None, arg(name="from")] = None,
     stage: str | None = None,
@@ -36,6 +37,8 @@ def train(
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path; see `pixelspace show RECIPE --json`.
         data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        text: What reads the captions, in place of the recipe's encoder: minilm, bytes, a folder of embeddings
+            (`embed`), a text encoder's folder, or its name on the hub.
         out: The run's folder; runs/NAME by default.
         start_from: A model, run or checkpoint whose weights the first stage starts with.
         stage: The stage to start with.
@@ -55,7 +58,7 @@ def train(
     from pixelspace.training.loop import run_recipe
     from pixelspace.training.run import opened_run
 
-    made = recipe_of(recipe, data, settings, judge, judge_images)
+    made = recipe_of(recipe, data, settings, judge, judge_images, text)
     names = [one.name for one in made.stages]
     if stage is not None and stage not in names:
         raise UserError(f"--stage: no stage {stage!r}; {nearest(stage, names)}")
@@ -102,6 +105,7 @@ def sample(
     text: Annotated[tuple[str, ...], UseAppendAction] = (),
     text_file: Path | None = None,
     negative: Annotated[tuple[str, ...], UseAppendAction] = (),
+    encoder: Path | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -124,6 +128,7 @@ def sample(
         text: A prompt; may be given again. Image i is of prompt i modulo their number.
         text_file: More prompts: a .txt with one a line, or .json, .jsonl, .csv.
         negative: What guidance leads away from; may be given again.
+        encoder: Where the text encoder is, if not where the recipe says.
         steps: Solver steps; as the recipe says by default.
         sampler: The solver; as the recipe says by default.
         guidance: Scale of classifier-free guidance; as the recipe says by default.
@@ -149,6 +154,8 @@ def sample(
     opened = open_model(model, device)
     if vae is not None:
         opened.use_vae(vae)
+    if encoder is not None:
+        opened.use_text(encoder)
     labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
     count = n if n is not None else len(prompts) or 16
     images = opened.sample(
@@ -165,13 +172,13 @@ def sample(
         batch=batch,
         exact=exact,
     ).permute(0, 3, 1, 2)
+    for i in range(count):
+        save_image(grid_image(images[i : i + 1], 1, gap=0), out / f"{i:06d}.png")
     if prompts:
         lines = (
             json_format.dumps({"file_name": f"{i:06d}.png", "text": prompts[i % len(prompts)]}) for i in range(count)
         )
         (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for i in range(count):
-        save_image(grid_image(images[i : i + 1], 1, gap=0), out / f"{i:06d}.png")
     columns = len(prompts) if 1 < len(prompts) < count else max(1, round(count**0.5))
     sheet = save_image(grid_image(images, columns=columns), out / "grid.png")
     print(f"{count} images: {sheet}")
@@ -202,7 +209,13 @@ def import_(
 
 
 def show(
-    recipe: Positional[str], *, settings: Settings = (), data: Path | None = None, json: bool = False, depth: int = 1
+    recipe: Positional[str],
+    *,
+    settings: Settings = (),
+    data: Path | None = None,
+    text: str | None = None,
+    json: bool = False,
+    depth: int = 1,
 ) -> None:
     """Print a recipe: its stages, their networks with parameter counts, GMACs and memory.
 
@@ -210,13 +223,14 @@ def show(
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path.
         data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        text: What reads the captions, in place of the recipe's encoder; see `train`.
         json: Print every setting as JSON instead.
         depth: How deep into the network to go.
     """
     from pixelspace.config import to_data
     from pixelspace.training.describe import describe
 
-    made = recipe_of(recipe, data, settings)
+    made = recipe_of(recipe, data, settings, text=text)
     print(json_format.dumps(to_data(made), indent=1) if json else describe(made, depth))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixelspace.errors import DataError
+from pixelspace.errors import DataError, UserError
 from pixelspace.types import Cond
 
 
@@ -73,6 +73,14 @@ class TextEncoder(ABC):
         """The identity of its reader, found without filling memory with it; None where its weights are not on this
         machine."""
         return self.open(torch.device("cpu")).identity
+
+    def at(self, path: str) -> "TextEncoder":
+        """The same encoder, kept in another place.
+
+        Raises:
+            UserError: it is not kept in a place of the user's.
+        """
+        raise UserError(f"text: {type(self).__name__} is part of an installed package; there is no other place to give")
 
     @abstractmethod
     def open(self, device: torch.device) -> Reader:

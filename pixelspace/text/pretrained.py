@@ -1,6 +1,7 @@
 """Text encoders of transformers (extra `text`), from a folder or the Hugging Face hub: see `families.FAMILIES`."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,9 @@ class Pretrained(TextEncoder):
             return self._frozen(local=True).identity()
         except (ResourceError, CheckpointError, UserError):
             return None
+
+    def at(self, path: str) -> "Pretrained":
+        return replace(self, path=path)
 
     def open(self, device: torch.device) -> NetworkReader:
         return self._frozen().open(device)

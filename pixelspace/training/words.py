@@ -45,7 +45,9 @@ def open_reader(stage: Stage, dataset: Dataset, ids: np.ndarray, device: torch.d
             f"stage {stage.name!r}: {len(bare):,} of {len(ids):,} training samples have no caption, the first is "
             f"{dataset.name(int(bare[0]))}; {way}"
         )
-    return Remembered(reader) if counts.sum() * stage.text.length * reader.width <= _REMEMBERED else reader
+    if counts.sum() * stage.text.length * reader.width > _REMEMBERED:
+        return reader
+    return Remembered(reader, (text for index in ids.tolist() for text in dataset.texts(index)))
 
 
 def with_text(batch: Batch, texts: Sequence[str], reader: Reader | None) -> Batch:

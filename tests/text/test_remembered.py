@@ -23,7 +23,8 @@ class Counting:
 def test_no_caption_is_read_twice_and_none_is_changed():
     plain = Bytes(12).open(CPU)
     counting = Counting(plain)
-    remembered = Remembered(counting)  # type: ignore[arg-type]
+    remembered = Remembered(counting, ["a dog", "a cat", "a dog"])  # type: ignore[arg-type]
+    assert counting.asked == ["", "a cat", "a dog"]
     for texts in (["a cat", "", "a dog"], ["a dog", "a dog", "a bird"]):
         found, expected = remembered(texts), plain(texts)
         assert all(torch.equal(a, b) for a, b in zip(found.cond().values(), expected.cond().values(), strict=True))
