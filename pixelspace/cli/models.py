@@ -18,7 +18,7 @@ def train(
     recipe: Positional[str],
     *,
     settings: Settings = (),
-    data: Path | None = None,
+    data: str | None = None,
     text: str | None = None,
     out: Path | None = None,
     start_from: Annotated[Path | None, arg(name="from")] = None,
@@ -36,7 +36,8 @@ def train(
     Args:
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path; see `pixelspace show RECIPE --json`.
-        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        data: What to train on in place of the recipe's data: a folder of images, of latents (`encode`), of tar shards
+            or of clips, a Parquet file, COCO's captions, or a URL of such (s3://, gs://, https://).
         text: What reads the captions, in place of the recipe's encoder: minilm, bytes, a folder of embeddings
             (`embed`), a text encoder's folder, or its name on the hub.
         out: The run's folder; runs/NAME by default.
@@ -212,7 +213,7 @@ def show(
     recipe: Positional[str],
     *,
     settings: Settings = (),
-    data: Path | None = None,
+    data: str | None = None,
     text: str | None = None,
     json: bool = False,
     depth: int = 1,
@@ -222,7 +223,8 @@ def show(
     Args:
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
         settings: Settings to replace, by their dotted path.
-        data: A folder of images, or of latents (`encode`), in place of the recipe's data.
+        data: What to train on in place of the recipe's data: a folder of images, of latents (`encode`), of tar shards
+            or of clips, a Parquet file, COCO's captions, or a URL of such (s3://, gs://, https://).
         text: What reads the captions, in place of the recipe's encoder; see `train`.
         json: Print every setting as JSON instead.
         depth: How deep into the network to go.

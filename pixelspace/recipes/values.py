@@ -10,6 +10,7 @@ from pixelspace.data.folder import Folder
 from pixelspace.data.huggingface import HuggingFace
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
+from pixelspace.data.shards import Shards
 from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.inception import Inception
 from pixelspace.evaluation.lite0 import Lite0
@@ -62,7 +63,7 @@ VALUES: dict[str, type] = {
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
-        *(Data, Folder, HuggingFace, Coco, Clips, Emoji, Latents, Pixels, KLVAE, Sampling),
+        *(Data, Folder, Shards, HuggingFace, Coco, Clips, Emoji, Latents, Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
         *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),
     )
