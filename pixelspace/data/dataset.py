@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec
-from pixelspace.data.transforms import Cut, fit, place
+from pixelspace.data.transforms import Cut, fit, seen_corner
 from pixelspace.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Sample(NamedTuple):
     """An image uint8 (3, H, W), or a clip (3, T, H, W), its label (-1: none) and its captions.
 
     Of one that was cut, `size` is the height and width before (0: not known), and `corner` the first row and column
-    that were kept after resizing.
+    that were kept after resizing, see `seen_corner`.
     """
 
     image: Tensor
@@ -88,7 +88,7 @@ class Dataset(ABC):
         """The sample as it enters a batch: an image cut to size, or the stored form of one."""
         sample = self[index]
         height, width = sample.image.shape[-2:]
-        corner = place(height, width, cut).corner
+        corner = seen_corner(height, width, cut)
         return sample._replace(image=fit(sample.image, cut), size=(height, width), corner=corner)
 
 

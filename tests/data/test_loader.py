@@ -150,6 +150,31 @@ def test_a_batch_in_model_space_has_its_conditions():
     assert torch.equal(part.x, moved.x[3:5]) and torch.equal(part.cond["aug"], moved.cond["aug"][3:5])
 
 
+@pytest.mark.parametrize("crop", ["center", "random", "adm"])
+def test_the_corner_of_a_mirrored_image_is_where_the_mirrored_image_was_cut(crop):
+    pos = positions(crop=crop)
+    pos.size = (40, 64)  # no resizing, so that what is cut can be found again
+    mirrored = 0
+    for p in range(60):
+        sample, _, _, index, _ = pos[p]
+        (top, left), whole = sample.corner, pos.dataset[index].image
+        straight, turned = (
+            torch.equal(sample.image, image[:, top : top + 40, left : left + 64]) for image in (whole, whole.flip(2))
+        )
+        mirrored += turned
+        assert straight or turned
+    assert 15 < mirrored < 60
+    pos.size = (64, 40)
+    lefts = {flip: set() for flip in (False, True)}
+    for p in range(60):
+        sample, _, _, index, _ = pos[p]
+        left, whole = sample.corner[1], pos.dataset[index].image
+        straight, turned = (torch.equal(sample.image, i[:, :, left : left + 40]) for i in (whole, whole.flip(2)))
+        assert straight or turned
+        lefts[turned].add(left)
+    assert all(len(found) > 5 if crop == "random" else found == {12} for found in lefts.values())
+
+
 @pytest.mark.parametrize("bad", [{"augment": 1.5}, {"holdout": 1.0}, {"workers": -1}, {"crop": "left"}])
 def test_senseless_settings_are_refused(bad):
     with pytest.raises(ValueError):
