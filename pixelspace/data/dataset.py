@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec
+from pixelspace.data.keep import Keep
 from pixelspace.data.transforms import Cut, fit, seen_corner
 from pixelspace.errors import UserError
 
@@ -26,6 +28,16 @@ class Sample(NamedTuple):
     texts: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
     corner: tuple[int, int] = (0, 0)
+
+
+class Share(NamedTuple):
+    """Samples of a larger data set that are drawn in a share of their own: all of `dataset` that pass the filters
+    `keep`, numbered from `start` on there."""
+
+    dataset: "Dataset"
+    start: int = 0
+    weight: Fraction = Fraction(1)
+    keep: tuple[Keep, ...] = ()
 
 
 class Dataset(ABC):
@@ -79,6 +91,10 @@ class Dataset(ABC):
     def files(self) -> np.ndarray:
         """int64, ascending from 0: the first sample of each file in which many lie together; one where none do."""
         return np.zeros(1, dtype=np.int64)
+
+    def parts(self) -> tuple[Share, ...]:
+        """What it is a mixture of, in the order of the numbers."""
+        return (Share(self),)
 
     def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
         """Raises UserError where samples as they are stored cannot be cut to `size`, mirrored, or read by `codec`."""
