@@ -7,7 +7,9 @@ device that needs it, and its bits may differ between kinds of devices.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +18,17 @@ def _digest(parts: tuple[int | str, ...], size: int) -> bytes:
     return hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=size).digest()
 
 
-def _round(half: int, key: int, i: int, mask: int) -> int:
-    z = (half + key + (i + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF  # splitmix64 (Steele et al. 2014)
+def _round(half: Any, key: int, i: int, mask: int) -> Any:  # of an int, or of all in a uint64 array
+    offset = (key + (i + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = (half + offset) & 0xFFFFFFFFFFFFFFFF  # splitmix64 (Steele et al. 2014)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return (z ^ (z >> 31)) & mask
+
+
+def _bits(n: int) -> int:
+    """Of each half of a number in the least domain of a Feistel network that holds [0, n)."""
+    return max(1, ((n - 1).bit_length() + 1) // 2)
 
 
 def permuted(k: int, n: int, key: int) -> int:
@@ -29,7 +37,7 @@ def permuted(k: int, n: int, key: int) -> int:
     Takes O(1) memory for any n, so that an epoch's order is random access.
     """
     assert 0 <= k < n
-    bits = max(1, ((n - 1).bit_length() + 1) // 2)
+    bits = _bits(n)
     mask = (1 << bits) - 1
     while True:
         left, right = k >> bits, k & mask
@@ -38,6 +46,21 @@ def permuted(k: int, n: int, key: int) -> int:
         k = (left << bits) | right
         if k < n:
             return k
+
+
+def permutation(n: int, key: int) -> np.ndarray:
+    """int64 (n,): `permuted(k, n, key)` of every k."""
+    bits = _bits(n)
+    mask = (1 << bits) - 1
+    out = np.arange(n, dtype=np.uint64)
+    beyond = np.arange(n)
+    while len(beyond):
+        left, right = out[beyond] >> bits, out[beyond] & mask
+        for i in range(6):
+            left, right = right, left ^ _round(right, key, i, mask)
+        out[beyond] = (left << bits) | right
+        beyond = beyond[out[beyond] >= n]
+    return out.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,15 @@ class Rng:
     def key(self, *parts: int | str) -> int:
         """A 63-bit integer for (seed, *parts); equal parts give equal keys on every platform."""
         return int.from_bytes(_digest((self.seed, *parts), 8), "little") >> 1
+
+    def keys(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 (n,): `key(number)` of each."""
+        known, out = f"{self.seed}/".encode(), np.empty(len(numbers), dtype=np.int64)
+        for start in range(0, len(out), 1 << 16):  # by parts: as Python's integers they take five times the memory
+            part = numbers[start : start + (1 << 16)].tolist()
+            digests = b"".join(hashlib.blake2b(known + b"%d" % i, digest_size=8).digest() for i in part)
+            out[start : start + len(part)] = np.frombuffer(digests, dtype="<u8") >> 1
+        return out
 
     def generator(self, *parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator seeded with `key(*parts)`."""

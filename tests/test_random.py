@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from pixelspace.random import Rng, permuted
+from pixelspace.random import Rng, permutation, permuted
 
 RNG = Rng(7)
 
@@ -16,6 +17,19 @@ def test_an_epoch_holds_each_sample_once_in_a_new_order(n):
 
 def test_a_huge_set_is_random_access():
     assert len({permuted(k, 10**9, 5) for k in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("n", [*range(1, 70), 1000, 4097])
+def test_a_whole_permutation_is_that_of_each_number(n):
+    for key in (0, 5, 2**63 - 1):
+        assert permutation(n, key).tolist() == [permuted(k, n, key) for k in range(n)]
+
+
+def test_keys_of_many_numbers_are_those_of_each():
+    numbers = np.array([0, 3, 70_000, 12_000_000_000])
+    assert RNG.keys(numbers).tolist() == [RNG.key(int(i)) for i in numbers]
+    many = np.arange(70_000)  # more than are hashed at once
+    assert RNG.keys(many)[[0, 65_535, 65_536, 69_999]].tolist() == [RNG.key(i) for i in (0, 65_535, 65_536, 69_999)]
 
 
 def test_order_and_draws_are_the_same_on_every_platform():

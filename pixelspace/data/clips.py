@@ -18,7 +18,7 @@ from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.decode import shown
 from pixelspace.data.index import Entry
 from pixelspace.data.packed import Captions, Strings
-from pixelspace.data.transforms import Cut, fit, place
+from pixelspace.data.transforms import Cut, fit, seen_corner
 from pixelspace.errors import DataError, UserError
 
 
@@ -69,36 +69,36 @@ class ClipDataset(Dataset):
     fingerprint: str
     frames: int
     stride: int
-    files: _Files = field(repr=False, compare=False)
+    clips: _Files = field(repr=False, compare=False)
     holds_images: ClassVar[bool] = False
 
     def __len__(self) -> int:
-        return len(self.files.names)
+        return len(self.clips.names)
 
     def name(self, index: int) -> str:
-        return shown(self.files.names[index])
+        return shown(self.clips.names[index])
 
     def texts(self, index: int) -> tuple[str, ...]:
-        return self.files.texts[index]
+        return self.clips.texts[index]
 
     def columns(self) -> tuple[str, ...]:
         return *super().columns(), "height", "width", "frames", "seconds", "fps"
 
     def column(self, name: str) -> np.ndarray:
         if name in ("height", "width", "frames"):
-            return self.files.shapes[:, ("height", "width", "frames").index(name)].astype(np.float64)
+            return self.clips.shapes[:, ("height", "width", "frames").index(name)].astype(np.float64)
         if name in ("seconds", "fps"):
-            seconds = np.where(self.files.seconds > 0, self.files.seconds, np.nan)
-            return seconds if name == "seconds" else self.files.shapes[:, 2] / seconds
-        return self.files.texts.counts() if name == "captions" else super().column(name)
+            seconds = np.where(self.clips.seconds > 0, self.clips.seconds, np.nan)
+            return seconds if name == "seconds" else self.clips.shapes[:, 2] / seconds
+        return self.clips.texts.counts() if name == "captions" else super().column(name)
 
     def _checked(self, index: int) -> Path:
-        path = self.root / self.files.names[index]
+        path = self.root / self.clips.names[index]
         try:
             status = path.stat()
-            if (status.st_size, status.st_mtime_ns) != tuple(self.files.states[index]):
+            if (status.st_size, status.st_mtime_ns) != tuple(self.clips.states[index]):
                 with path.open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").digest() != self.files.sha256[index].tobytes():
+                    if hashlib.file_digest(file, "sha256").digest() != self.clips.sha256[index].tobytes():
                         raise DataError("changed since the folder was indexed; start again to index it anew")
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
@@ -107,16 +107,16 @@ class ClipDataset(Dataset):
     def _frames(self, index: int, time: float) -> Iterator[Tensor]:
         """Frames uint8 (3, H, W) from the share `time` of the room there is on."""
         span = (self.frames - 1) * self.stride + 1
-        start = int(time * (int(self.files.shapes[index, 2]) - span + 1))
+        start = int(time * (int(self.clips.shapes[index, 2]) - span + 1))
         try:
             path = self._checked(index)
-            for pixels in frames(path, range(start, start + span, self.stride), self.files.keys_of(index)):
+            for pixels in frames(path, range(start, start + span, self.stride), self.clips.keys_of(index)):
                 yield torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from error
 
     def _sample(self, index: int, images: list[Tensor]) -> Sample:
-        return Sample(torch.stack(images, 1), int(self.files.labels[index]), self.files.texts[index])
+        return Sample(torch.stack(images, 1), int(self.clips.labels[index]), self.clips.texts[index])
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
@@ -124,9 +124,9 @@ class ClipDataset(Dataset):
 
     def cut(self, index: int, cut: Cut) -> Sample:
         index = range(len(self))[index]
-        height, width, _ = self.files.shapes[index].tolist()
+        height, width, _ = self.clips.shapes[index].tolist()
         sample = self._sample(index, [fit(frame, cut) for frame in self._frames(index, cut.time)])
-        return sample._replace(size=(height, width), corner=place(height, width, cut).corner)
+        return sample._replace(size=(height, width), corner=seen_corner(height, width, cut))
 
     def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
         if codec.identity():

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec
-from pixelspace.data.transforms import Cut, fit, place
+from pixelspace.data.keep import Keep
+from pixelspace.data.transforms import Cut, fit, seen_corner
 from pixelspace.errors import UserError
 
 
@@ -18,7 +20,7 @@ class Sample(NamedTuple):
     """An image uint8 (3, H, W), or a clip (3, T, H, W), its label (-1: none) and its captions.
 
     Of one that was cut, `size` is the height and width before (0: not known), and `corner` the first row and column
-    that were kept after resizing.
+    that were kept after resizing, see `seen_corner`.
     """
 
     image: Tensor
@@ -26,6 +28,16 @@ class Sample(NamedTuple):
     texts: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
     corner: tuple[int, int] = (0, 0)
+
+
+class Share(NamedTuple):
+    """Samples of a larger data set that are drawn in a share of their own: all of `dataset` that pass the filters
+    `keep`, numbered from `start` on there."""
+
+    dataset: "Dataset"
+    start: int = 0
+    weight: Fraction = Fraction(1)
+    keep: tuple[Keep, ...] = ()
 
 
 class Dataset(ABC):
@@ -80,6 +92,10 @@ class Dataset(ABC):
         """int64, ascending from 0: the first sample of each file in which many lie together; one where none do."""
         return np.zeros(1, dtype=np.int64)
 
+    def parts(self) -> tuple[Share, ...]:
+        """What it is a mixture of, in the order of the numbers."""
+        return (Share(self),)
+
     def check(self, size: tuple[int, int], flip: bool, codec: Codec) -> None:
         """Raises UserError where samples as they are stored cannot be cut to `size`, mirrored, or read by `codec`."""
         return  # images can
@@ -88,7 +104,7 @@ class Dataset(ABC):
         """The sample as it enters a batch: an image cut to size, or the stored form of one."""
         sample = self[index]
         height, width = sample.image.shape[-2:]
-        corner = place(height, width, cut).corner
+        corner = seen_corner(height, width, cut)
         return sample._replace(image=fit(sample.image, cut), size=(height, width), corner=corner)
 
 

@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from torch.utils.data import Dataset as Items
 
 from pixelspace.config import value
 from pixelspace.data.augment import conditioning, draws, matrix, warp
+from pixelspace.data.buckets import Buckets, bucketed
 from pixelspace.data.codec import Codec
-from pixelspace.data.dataset import Dataset, Sample, Source
-from pixelspace.data.order import Order, Shuffled
+from pixelspace.data.dataset import Dataset, Sample, Share, Source
+from pixelspace.data.keep import Keep, kept, split_by_count, split_by_key
+from pixelspace.data.order import Interleaved, Order, Shuffled, Windowed, compact
 from pixelspace.data.transforms import Crop, Cut
 from pixelspace.errors import DataError, UserError
 from pixelspace.random import Rng
@@ -40,15 +42,23 @@ class Data:
     """Where images come from and how they are cut.
 
     `crop` adm is the centre, resized as in Dhariwal and Nichol 2021. `augment` is the rate of the non-leaky
-    augmentation, which brings its own flips; without it `flip` mirrors half of the images. `holdout` is the share kept
-    for validation, the same at every start.
+    augmentation, which brings its own flips; without it `flip` mirrors half of the images. Only samples that pass all
+    filters `keep` are trained on. `holdout` is the share kept for validation, the same at every start: by `count`
+    exactly so many of what passed, by `key` those whose own name says so, whatever else is there and whatever the seed.
+    `order` files is for media that are slow to jump on: samples are shuffled among `window` files at a time.
+    `buckets` gives batches of one shape each; only the held-out loss keeps the stage's size.
     """
 
     source: Source
     crop: Crop = "center"
     flip: bool = True
     augment: float = 0.0
+    keep: tuple[Keep, ...] = ()
     holdout: float = 0.0
+    split: Literal["count", "key"] = "count"
+    order: Literal["uniform", "files"] = "uniform"
+    window: int = 64
+    buckets: Buckets | None = None
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -56,28 +66,81 @@ class Data:
             raise ValueError(f"augment must be in [0, 1], found {self.augment}")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout must be in [0, 1), found {self.holdout}")
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, found {self.window}")
+        if self.buckets and self.order == "files":
+            raise ValueError("buckets have an order of their own; set order to uniform, or buckets to null")
         if not 0 <= self.workers <= 256:
             raise ValueError(f"workers must be from 0 to 256, found {self.workers}")
 
-
-def split(n: int, holdout: float, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, validation ids), both int64 and ascending; at least one of n stays for training."""
-    held = min(round(n * holdout), n - 1)
-    if not held:
-        return np.arange(n), np.arange(0)
-    key = rng.key("holdout")
-    ranked = np.array(sorted(range(n), key=lambda i: (Rng(key).key(i), i)))
-    return np.sort(ranked[held:]), np.sort(ranked[:held])
+    def bucket_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """All sizes that batches of a stage of `size` may have beside it; none without buckets."""
+        return self.buckets.sizes(size) if self.buckets else ()
 
 
-def divide(dataset: Dataset, data: Data, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, validation ids) of a data set, both int64 and ascending."""
-    return split(len(dataset), data.holdout, rng)
+def _silent(line: str) -> None:
+    return
 
 
-def ordered(dataset: Dataset, data: Data, ids: np.ndarray, rng: Rng) -> Order:
-    """In which order the samples `ids` are trained on."""
-    return Shuffled(ids, rng)
+def divide(
+    dataset: Dataset, data: Data, rng: Rng, say: Callable[[str], None] = _silent
+) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, validation ids) of a data set, both int64 and ascending; of a mixture the validation ids come by
+    turns of its parts, so that any first of them hold each in its share. What filters left out is said.
+
+    Raises:
+        UserError: a filter by a number that no sample has.
+        DataError: a filter left nothing.
+    """
+    shares, train, held, turns = dataset.parts(), [], [], []
+    for number, share in enumerate(shares):
+        part = f"part {number}: " if len(shares) > 1 else ""
+        try:
+            ids, left = kept(share.dataset, share.keep + data.keep)
+        except (UserError, DataError) as error:
+            raise type(error)(f"{part}{error}") from error
+        for line in left:
+            say(f"{part}{line}")
+        if data.split == "key" and data.holdout:
+            mine, others = split_by_key(ids, data.holdout, share.dataset.keys()[ids])
+        else:
+            mine, others = split_by_count(ids, data.holdout, rng)
+        train.append(mine + share.start)
+        held.append(others + share.start)
+        turns.append((np.arange(len(others)) + 0.5) / float(share.weight))
+    return np.concatenate(train), np.concatenate(held)[np.argsort(np.concatenate(turns), kind="stable")]
+
+
+def ordered(
+    dataset: Dataset,
+    data: Data,
+    ids: np.ndarray,
+    rng: Rng,
+    size: tuple[int, int],
+    batch: int,
+    say: Callable[[str], None] = _silent,
+) -> Order:
+    """In which order the samples `ids`, ascending, are trained on in batches of a stage of `size`.
+
+    Raises:
+        UserError: buckets for images of which no size is known.
+        DataError: buckets for images of which some sizes are not known, or fewer images than a batch.
+    """
+
+    def alone(share: Share, rng: Rng) -> Order:
+        start = share.start
+        mine = ids[slice(*np.searchsorted(ids, (start, start + len(share.dataset))))]
+        if data.buckets:
+            return bucketed(share.dataset, start, mine, data.bucket_sizes(size), batch, rng, say)
+        if data.order == "files":
+            return Windowed.of(mine, share.dataset.files() + start, data.window, rng)
+        return Shuffled(compact(mine), rng)
+
+    shares = dataset.parts()
+    if len(shares) == 1:
+        return alone(shares[0], rng)
+    parts = tuple(alone(share, Rng(rng.key("part", number))) for number, share in enumerate(shares))
+    return Interleaved(parts, tuple(share.weight for share in shares), rng, batch if data.buckets else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +190,11 @@ class Positions(Items):
 
     def __getitem__(self, p: int) -> _Item:
         bad: list[tuple[str, str]] = []
-        index = self.order.at(p)
+        index, size = self.order.at(p), self.order.size(p) or self.size
         u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
         flip = self.data.flip and not self.data.augment and mirror < 0.5
         time = float(self.rng.uniform("clip", torch.tensor([p]))[0, 0])
-        cut = Cut(self.size, self.data.crop, (u, v), flip, time)
+        cut = Cut(size, self.data.crop, (u, v), flip, time)
         while True:
             try:
                 sample = self.dataset.cut(index, cut)

@@ -60,6 +60,13 @@ def place(height: int, width: int, cut: Cut) -> Place:
     return Place(covering, corner)
 
 
+def seen_corner(height: int, width: int, cut: Cut) -> tuple[int, int]:
+    """The first row and column that are kept, of an image that is mirrored those of its mirror image: what is missing
+    on the left of what is seen is what a network can learn."""
+    covering, (top, left) = place(height, width, cut)
+    return top, covering[1] - cut.size[1] - left if cut.flip else left
+
+
 def _resized(image: Tensor, covering: tuple[int, int], cut: Cut) -> Tensor:
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
     h, w = cut.size

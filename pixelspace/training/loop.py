@@ -163,6 +163,15 @@ def _check_labels(stage: Stage, dataset: Dataset) -> None:
         raise UserError(f"stage {stage.name!r}: the data has {found} classes, the network room for {room}")
 
 
+def _check_buckets(stage: Stage, dataset: Dataset) -> None:
+    for height, width in stage.data.bucket_sizes(stage.size):
+        try:
+            stage.backbone.check_size(*stage.codec.latent_size((height, width)))
+            dataset.check((height, width), stage.data.flip, stage.codec)
+        except UserError as error:
+            raise UserError(f"stage {stage.name!r}: data.buckets gives {height}x{width}: {error}") from error
+
+
 class StageRun:
     """A stage on its way: what its steps share."""
 
@@ -187,9 +196,11 @@ class StageRun:
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
+        _check_buckets(stage, self.dataset)
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
             evaluator.check(self.dataset.holds_images, self.weights_folder)
-        self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng)
+        self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng, say)
+        self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
         self.reader = open_reader(stage, self.dataset, self.train_ids, device)
         self.nothing = nothing(self.reader)
         torch.manual_seed(self.rng.key("init"))
@@ -390,8 +401,7 @@ class StageRun:
         """
         stage, state = self.stage, self.state
         metrics = Metrics(self.folder, open_trackers(trackers, self.folder, f"{self.recipe.name}-{stage.name}"))
-        order = ordered(self.dataset, stage.data, self.train_ids, self.rng)
-        positions = Positions(self.dataset, order, stage.data, stage.size, self.rng)
+        positions = Positions(self.dataset, self.order, stage.data, stage.size, self.rng)
         octiles, reports = OctileMeans.of(stage.objective.levels), list[StepReport]()
         if state.step == 0:
             self.look(metrics, samples=False, validate=True)

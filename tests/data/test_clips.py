@@ -343,3 +343,13 @@ def test_captions_from_two_places_are_refused(root, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("")
     with pytest.raises(DataError, match=r"found both results_2M_train.csv and metadata.jsonl"):
         Clips(str(tmp_path)).open()
+
+
+def test_a_clip_knows_its_file_and_the_corner_of_what_is_seen(dataset):
+    assert dataset.files().tolist() == [0]
+    height, width = dataset[0].image.shape[-2:]
+    cut = Cut((height, width // 2), "random", (0.0, 0.8))
+    for flip in (False, True):
+        sample, whole = dataset.cut(0, cut._replace(flip=flip)), dataset[0].image
+        left = sample.corner[1]
+        assert torch.equal(sample.image, (whole.flip(3) if flip else whole)[..., left : left + width // 2])

@@ -1,6 +1,6 @@
 import multiprocessing
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from multiprocessing.util import Finalize
 
@@ -11,7 +11,9 @@ import torch
 from pixelspace.data.codec import Pixels
 from pixelspace.data.dataset import Dataset, Sample
 from pixelspace.data.emoji import Emoji, EmojiDataset
-from pixelspace.data.loader import Data, Positions, batches, read, split, to_model_space
+from pixelspace.data.keep import Keep
+from pixelspace.data.loader import Data, Positions, batches, divide, ordered, read, to_model_space
+from pixelspace.data.mixture import Mixture, Part
 from pixelspace.data.order import Shuffled
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
@@ -130,16 +132,6 @@ def test_half_of_the_images_are_mirrored_unless_told_otherwise():
     assert 0.3 < sum(mirrored) / len(mirrored) < 0.7
 
 
-def test_the_split_is_whole_stable_and_never_empty():
-    def lists(n: int, holdout: float, rng: Rng):
-        return tuple(ids.tolist() for ids in split(n, holdout, rng))
-
-    train, held = lists(100, 0.1, RNG)
-    assert len(held) == 10 and sorted(train + held) == list(range(100))
-    assert lists(100, 0.1, RNG) == (train, held) and lists(100, 0.1, Rng(12)) != (train, held)
-    assert lists(1, 0.9, RNG) == ([0], []) and lists(5, 0.0, RNG) == ([0, 1, 2, 3, 4], [])
-
-
 def test_a_batch_in_model_space_has_its_conditions():
     raw = read(Emoji(("food",)).open(), list(range(8)), (32, 32))
     plain = to_model_space(raw, Data(Emoji()), Pixels(), RNG, CPU)
@@ -150,7 +142,59 @@ def test_a_batch_in_model_space_has_its_conditions():
     assert torch.equal(part.x, moved.x[3:5]) and torch.equal(part.cond["aug"], moved.cond["aug"][3:5])
 
 
-@pytest.mark.parametrize("bad", [{"augment": 1.5}, {"holdout": 1.0}, {"workers": -1}, {"crop": "left"}])
+@pytest.mark.parametrize("crop", ["center", "random", "adm"])
+def test_the_corner_of_a_mirrored_image_is_where_the_mirrored_image_was_cut(crop):
+    pos = positions(crop=crop)
+    pos.size = (40, 64)  # no resizing, so that what is cut can be found again
+    mirrored = 0
+    for p in range(60):
+        sample, _, _, index, _ = pos[p]
+        (top, left), whole = sample.corner, pos.dataset[index].image
+        straight, turned = (
+            torch.equal(sample.image, image[:, top : top + 40, left : left + 64]) for image in (whole, whole.flip(2))
+        )
+        mirrored += turned
+        assert straight or turned
+    assert 15 < mirrored < 60
+    pos.size = (64, 40)
+    lefts = {flip: set() for flip in (False, True)}
+    for p in range(60):
+        sample, _, _, index, _ = pos[p]
+        left, whole = sample.corner[1], pos.dataset[index].image
+        straight, turned = (torch.equal(sample.image, i[:, :, left : left + 40]) for i in (whole, whole.flip(2)))
+        assert straight or turned
+        lefts[turned].add(left)
+    assert all(len(found) > 5 if crop == "random" else found == {12} for found in lefts.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_hand_over_a_mixture_of_files_with_filters_as_one_process_does(workers):
+    mixture = Mixture((Part(Emoji(("food",)), 2), Part(Emoji(("animals",)), 1, (Keep("caption_length", 12),))))
+    data = Data(mixture, keep=(Keep("caption_length", high=40),), holdout=0.1, split="key", order="files", window=2)
+    dataset = mixture.open()
+    train, _ = divide(dataset, data, RNG)
+    found = []
+    for number in (0, workers):
+        order = ordered(dataset, data, train, RNG, (16, 16), 8)
+        pos = Positions(dataset, order, replace(data, workers=number), (16, 16), RNG)
+        found.append(some(pos, 6, start=4096, batch=8))
+    assert_same(*found)
+    assert [row[1] for row in found[0]] == [order.at(p) for p in range(4096, 4096 + 48)]
+    assert {row[1] for row in found[0]} <= set(train.tolist())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"augment": 1.5},
+        {"holdout": 1.0},
+        {"workers": -1},
+        {"crop": "left"},
+        {"split": "name"},
+        {"order": "shards"},
+        {"window": 0},
+    ],
+)
 def test_senseless_settings_are_refused(bad):
     with pytest.raises(ValueError):
         Data(Emoji(), **bad)

@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pixelspace.data.buckets import Buckets
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.folder import Folder
+from pixelspace.data.keep import Keep
 from pixelspace.errors import CheckpointError, NumericalError, Stopped, UserError
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.training import checkpoint, loop
 from pixelspace.training.log import read_metrics
 from pixelspace.training.stage import Inherit, Recipe
+from tests.data.image_folders import draw
 
 
 def parts_of(folder):
@@ -232,3 +236,33 @@ def test_a_damaged_newest_checkpoint_is_named_and_an_older_one_taken(tiny, train
     said = train(tiny, tmp_path)
     assert "refused" in said[0] and "ema.safetensors" in said[0] and "step-00000006" in said[1]
     assert_same_bits(parts_of(stage), parts_of(whole))
+
+
+@pytest.fixture
+def shapes(tiny, tmp_path):
+    """The tiny stage on a folder of images of many shapes, in batches of one shape each."""
+    for i in range(40):
+        draw(tmp_path / "images" / f"{i % 2}" / f"{i:02d}.png", 20 + i % 7 * 9, 20 + i % 5 * 11, seed=i)
+    (stage,) = tiny.stages
+    data = replace(stage.data, source=Folder(str(tmp_path / "images")), keep=(Keep("side", 21),))
+    side = stage.size[0]
+    return replace(tiny, stages=(replace(stage, data=replace(data, buckets=Buckets(side // 4, 3.0))),))
+
+
+def test_batches_of_several_shapes_are_learnt_and_resumed_to_the_same_bits(shapes, train, tmp_path, monkeypatch):
+    seen, step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *given: seen.append(given[3].images.shape) or step(*given))
+    said = train(shapes, tmp_path / "whole")
+    assert said[0].startswith("keep side >= 21: ") and said[1].startswith("buckets of height x width")
+    assert len(set(seen)) > 1 and len(read_metrics(tmp_path / "whole" / "00-train", "validation")) == 3
+    stage = begun(tmp_path / "whole" / "00-train", tmp_path / "again", 5)
+    train(shapes, tmp_path / "again")
+    assert_same_bits(parts_of(stage), parts_of(tmp_path / "whole" / "00-train"))
+
+
+def test_a_bucket_that_the_network_cannot_hold_is_refused_before_anything_is_trained(shapes, train, tmp_path):
+    (stage,) = shapes.stages
+    odd = replace(shapes, stages=(replace(stage, data=replace(stage.data, buckets=Buckets(2, 3.0))),))
+    with pytest.raises(UserError, match=r"stage 'train': data.buckets gives \d+x\d+: image .* needs a multiple of"):
+        train(odd, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("step-*"))
