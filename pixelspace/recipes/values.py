@@ -2,14 +2,17 @@
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.data.buckets import Buckets
 from pixelspace.data.clips import Clips
 from pixelspace.data.coco import Coco
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.folder import Folder
 from pixelspace.data.huggingface import HuggingFace
+from pixelspace.data.keep import Keep
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
+from pixelspace.data.mixture import Mixture, Part
 from pixelspace.data.shards import Shards
 from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.inception import Inception
@@ -63,7 +66,8 @@ VALUES: dict[str, type] = {
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
-        *(Data, Folder, Shards, HuggingFace, Coco, Clips, Emoji, Latents, Pixels, KLVAE, Sampling),
+        *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, HuggingFace, Coco, Clips, Emoji, Latents),
+        *(Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
         *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),
     )

@@ -18,7 +18,7 @@ FREE = frozenset(
     "validate_count log_steps bad_steps sampling vae evaluators".split()
 )
 # Settings without which the checkpoints mean something else.
-FIXED = frozenset(("seed", "backbone", "batch", "size", "source", "holdout", "codec", "name"))
+FIXED = frozenset("seed backbone batch size source holdout split keep order window buckets codec name".split())
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
