@@ -8,6 +8,8 @@ from pathlib import Path
 from pixelspace.data.dataset import Source
 from pixelspace.data.folder import Folder
 from pixelspace.data.latents import Latents, is_latents
+from pixelspace.data.parquet import SUFFIXES as PARQUET
+from pixelspace.data.parquet import Parquet
 from pixelspace.data.remote import is_url
 from pixelspace.data.shard_index import is_index
 from pixelspace.data.shards import COMPRESSED, SUFFIX, Shards
@@ -28,6 +30,11 @@ def _has_files(folder: str, *suffixes: str) -> bool:
         return False  # not a folder, or none that can be read: what opens it says so
 
 
+def _holds_parquet(path: str) -> bool:
+    """Whether `path` is a Parquet file, a pattern of them, or a folder with some right in it."""
+    return path.partition("?")[0].lower().endswith(PARQUET) or (not is_url(path) and _has_files(path, *PARQUET))
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of data by name, whether a path is of it, and the source of one that is."""
@@ -40,6 +47,7 @@ class Kind:
 KINDS = (
     Kind("latents", lambda path: not is_url(path) and is_latents(Path(path)), Latents),
     Kind("tar shards", _holds_shards, Shards),
+    Kind("Parquet files", _holds_parquet, Parquet),
     Kind("tar shards elsewhere", is_url, Shards),
     Kind("a folder of images", lambda path: True, Folder),
 )

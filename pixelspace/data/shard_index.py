@@ -30,7 +30,7 @@ from pixelspace.data.decode import shown
 from pixelspace.data.index import processes_start
 from pixelspace.data.remote import File, Files
 from pixelspace.data.shard_part import AGAIN, Part, PartFile, name_of, part_path, write_part
-from pixelspace.data.shard_scan import examined, scan_shard
+from pixelspace.data.shard_scan import Examine, Scan, examined, scan_shard
 from pixelspace.data.tar import read_at
 from pixelspace.errors import DataError, ResourceError, UserError
 from pixelspace.files import Seal, drop_abandoned, publish
@@ -222,8 +222,22 @@ def _named(shard: str, key: str, reason: str) -> str:
     return f"{name_of(shard, shown(key))}: {reason}" if key else f"{shard}: {reason}"
 
 
+Scanner = Callable[[File, Examine], Scan]  # what finds out what is in a shard, and can be sent to another process
+
+
+def _scan_tar(text_key: str | None, file: File, look: Examine) -> Scan:
+    with file.open() as opened:
+        return scan_shard(opened.fileno(), file.size, text_key, look)
+
+
 def _index(
-    text_key: str | None, folder: Path, seconds: float | None, file: File, skip: dict[int, str], at: Path | None
+    text_key: str | None,
+    scanner: Scanner,
+    folder: Path,
+    seconds: float | None,
+    file: File,
+    skip: dict[int, str],
+    at: Path | None,
 ) -> None:
     """Writes the part of a shard. An image that takes over `seconds` ends this process; `at` tells which it was."""
     where = None if at is None else os.open(at, os.O_WRONLY | os.O_CREAT)
@@ -242,8 +256,7 @@ def _index(
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     try:
-        with file.open() as opened:
-            scan = scan_shard(opened.fileno(), file.size, text_key, look)
+        scan = scanner(file, look)
     except OSError as error:
         raise DataError(f"{file.name}: cannot be read: {error.strerror}; {AGAIN}") from error
     finally:
@@ -282,15 +295,23 @@ def _alone(task: Callable[..., None], file: File, folder: Path) -> None:
 
 
 def _index_all(
-    files: list[File], text_key: str | None, folder: Path, workers: int | None, bar: tqdm, seconds: float = _SECONDS
+    files: list[File],
+    text_key: str | None,
+    folder: Path,
+    workers: int | None,
+    bar: tqdm,
+    seconds: float = _SECONDS,
+    scanner: Scanner | None = None,
 ) -> None:
+    scanner = scanner or partial(_scan_tar, text_key)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (workers is None and sum(file.size for file in files) < _ALONE) or not processes_start():
         for file in files:
-            _index(text_key, folder, None, file, {}, None)
+            _index(text_key, scanner, folder, None, file, {}, None)
             bar.update(file.size)
         return
-    task, waiting, before = partial(_index, text_key, folder, seconds), deque(files), multiprocessing.active_children()
+    task, waiting = partial(_index, text_key, scanner, folder, seconds), deque(files)
+    before = multiprocessing.active_children()
     workers = min(workers or cores, len(files))
     while waiting:
         under_way = dict[Future, File]()
@@ -347,6 +368,7 @@ def build_index(
     indexed: Indexed,
     folder: Path,
     *,
+    scanner: Scanner | None = None,
     workers: int | None = None,
     rank: int = 0,
     world: int = 1,
@@ -354,7 +376,7 @@ def build_index(
 ) -> ShardIndex | None:
     """Indexes the shards `files` in `folder`, by `workers` processes (None: one a core, or none if there is little to
     do). What stands is kept. Of `world` programs that share the shards each has its `rank`; None is returned while
-    parts of others are missing.
+    parts of others are missing. `scanner` is for shards that are no tars.
 
     Raises:
         UserError: the folder holds something else; shards that are compressed.
@@ -375,7 +397,7 @@ def build_index(
         disable=None if progress else True,
     ) as bar:
         if to_do:
-            _index_all(to_do, indexed.text_key, folder, workers, bar)
+            _index_all(to_do, indexed.text_key, folder, workers, bar, scanner=scanner)
     if not all(_stands(folder, file, indexed.text_key) for file in files.files):
         return None
     paths = [part_path(folder, name) for name in files.names]

@@ -7,12 +7,13 @@ image's bytes against the index when it first reads them.
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -35,6 +36,8 @@ from pixelspace.data.shard_part import AGAIN, PartFile, Rows, name_of, part_path
 from pixelspace.data.tar import read_at
 from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
+
+T = TypeVar("T")
 
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -185,6 +188,20 @@ def _column(part: PartFile, name: str) -> np.ndarray:
     return found.astype(np.float64)
 
 
+def with_cache(open_in: Callable[[Path], T], cache: Path | None) -> T:
+    """What is opened in the folder `cache`, or in one that lasts as long as it does."""
+    if cache is not None:
+        return open_in(cache)
+    temporary = mkdtemp(prefix="pixelspace-")
+    try:
+        dataset = open_in(Path(temporary))
+    except BaseException:
+        rmtree(temporary, ignore_errors=True)
+        raise
+    finalize(dataset, rmtree, temporary, ignore_errors=True)
+    return dataset
+
+
 @value
 class Shards(Source):
     """Tar shards as img2dataset writes them: a folder of *.tar, one, a pattern (`cc12m/{00000..01242}.tar`, `*.tar`), a
@@ -231,16 +248,7 @@ class Shards(Source):
         return files, indexed, folder
 
     def open(self, cache: Path | None = None) -> ShardsDataset:
-        if cache is not None:
-            return self._open(cache)
-        temporary = mkdtemp(prefix="pixelspace-")
-        try:
-            dataset = self._open(Path(temporary))
-        except BaseException:
-            rmtree(temporary, ignore_errors=True)
-            raise
-        finalize(dataset, rmtree, temporary, ignore_errors=True)
-        return dataset
+        return with_cache(self._open, cache)
 
     def _open(self, cache: Path) -> ShardsDataset:
         files, indexed, folder = self.locate(cache)
