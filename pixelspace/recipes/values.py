@@ -13,6 +13,7 @@ from pixelspace.data.keep import Keep
 from pixelspace.data.latents import Latents
 from pixelspace.data.loader import Data
 from pixelspace.data.mixture import Mixture, Part
+from pixelspace.data.parquet import Parquet
 from pixelspace.data.shards import Shards
 from pixelspace.evaluation.i3d import I3D
 from pixelspace.evaluation.inception import Inception
@@ -66,7 +67,7 @@ VALUES: dict[str, type] = {
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
-        *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, HuggingFace, Coco, Clips, Emoji, Latents),
+        *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, Parquet, HuggingFace, Coco, Clips, Emoji, Latents),
         *(Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
         *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),
