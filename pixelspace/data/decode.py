@@ -14,6 +14,7 @@ signs or fractions, and layouts that Pillow does not know.
 """
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -244,7 +245,8 @@ def read(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            # Python makes room for all that it is asked to read.
+            data = file.read(min(os.fstat(file.fileno()).st_size or MAX_BYTES, MAX_BYTES) + 1)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
