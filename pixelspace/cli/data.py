@@ -8,23 +8,70 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from pixelspace.cli.given import cache_folder
+from pixelspace.errors import UserError
 
 if TYPE_CHECKING:
     from pixelspace.data.dataset import Dataset
 
 
-def prepare(folder: Positional[Path], *, max_bad_share: float = 0.1) -> None:
-    """Read every image of a folder once: which are good, which are not and why.
+def prepare(
+    path: Positional[str],
+    *,
+    out: Path | None = None,
+    max_bad_share: float = 0.1,
+    workers: int | None = None,
+    verify: bool = False,
+    text_key: str | None = None,
+    cache_gib: float = 20.0,
+) -> None:
+    """Read every image of a data set once: which are good, which are not and why. The same command goes on where it
+    stopped, and `torchrun` shares tar shards out.
 
     Args:
-        folder: The folder of images.
+        path: A folder of images; or tar shards: a folder of them, a pattern ('cc12m/{00000..01242}.tar') or a URL.
+        out: The folder to keep the index of tar shards in, to train on in place of them; the cache by default.
         max_bad_share: The share of unreadable images from which on training refuses.
+        workers: Processes that read tar shards; as many as there are cores by default.
+        verify: Hash all images of tar shards again, and compare.
+        text_key: The key of each .json in tar shards that has the caption or captions; by default it is the .txt.
+        cache_gib: How much of tar shards that lie elsewhere is kept on disk.
     """
+    from pixelspace import dist
+    from pixelspace.data.detect import source_of
+    from pixelspace.data.folder import Folder
     from pixelspace.data.index import load_or_build
+    from pixelspace.data.shard_index import build_index, verify_images
+    from pixelspace.data.shards import Shards
 
-    index = load_or_build(folder, cache_folder())
-    print(index.summary())
-    index.check(max_bad_share)
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, found {workers}")
+    source = source_of(path)
+    if isinstance(source, Shards):
+        source = Shards(path, max_bad_share, text_key, cache_gib)
+        rank, world = dist.rank(), dist.world()
+        if verify and world > 1:
+            raise UserError(f"--verify is for one process, and there are {world}; start it without torchrun")
+        files, indexed, folder = source.locate(cache_folder(), out)
+        index = build_index(files, indexed, folder, workers=workers, rank=rank, world=world, progress=rank == 0)
+        if index is None:
+            print(f"rank {rank} of {world}: its shards are done; {folder} is complete when the others are")
+            return
+        print(f"{index.summary()}\nindex: {folder}")
+        if verify:
+            verify_images(index, files, workers)
+            print(f"verified: {index.good:,} images are what was indexed")
+        index.check(max_bad_share)
+        return
+    for name, given in (("out", out), ("workers", workers), ("verify", verify), ("text-key", text_key)):
+        if given:
+            raise UserError(f"--{name} is for tar shards, and {path} is not of them")
+    if isinstance(source, Folder):
+        images = load_or_build(Path(path), cache_folder())
+        print(images.summary())
+        images.check(max_bad_share)
+    else:
+        dataset = source.open(cache_folder())
+        print(f"{path}: {len(dataset):,} samples, {len(dataset.classes):,} classes")
 
 
 def encode(

@@ -61,7 +61,7 @@ def _judged(recipe: "Recipe", protocols: tuple[str, ...], every_images: int | No
 
 def recipe_of(
     name: str,
-    data: Path | None = None,
+    data: str | Path | None = None,
     settings: tuple[tuple[str, ...], ...] = (),
     judge: tuple[str, ...] = (),
     judge_images: int | None = None,
@@ -97,15 +97,15 @@ def recipe_of(
     elif judge_images is not None:
         raise UserError("--judge-images: name a protocol by --judge, too")
     if data is not None:
-        recipe = replace(recipe, stages=tuple(_with_folder(stage, data.resolve()) for stage in recipe.stages))
+        recipe = replace(recipe, stages=tuple(_with_data(stage, str(data)) for stage in recipe.stages))
     return recipe
 
 
-def _with_folder(stage: Any, folder: Path) -> Any:
-    from pixelspace.data.folder import Folder
-    from pixelspace.data.latents import Latents, is_latents
+def _with_data(stage: Any, path: str) -> Any:
+    from pixelspace.data.detect import source_of
+    from pixelspace.data.remote import is_url
 
-    source = Latents(str(folder)) if is_latents(folder) else Folder(str(folder))
+    source = source_of(path if is_url(path) else str(Path(path).resolve()))
     return replace(stage, data=replace(stage.data, source=source))
 
 

@@ -279,7 +279,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
-def _processes_start() -> bool:
+def processes_start() -> bool:
     """False in a script that starts training without `if __name__ == "__main__"`."""
     with _pool(1) as pool:
         try:
@@ -292,7 +292,7 @@ def _read_all(root: Path, files: list[File], kind: Kind = IMAGES) -> Iterator[En
     """The entries of `files`, in order. A file whose decoder crashes or hangs ends its process, and only that."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     reading = f"reading {kind.noun}s"
-    if len(files) < kind.alone or not _processes_start():
+    if len(files) < kind.alone or not processes_start():
         yield from (kind.read(root, file) for file in tqdm(files, desc=reading, unit="file", disable=None))
         return
     task = partial(_read_in_time, kind.read, root, kind.seconds)
