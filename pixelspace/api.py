@@ -278,6 +278,10 @@ class Model:
             raise UserError("negative: without guidance nothing is guided away from; set guidance to more than 1")
         total, images = -(-n // batch) * plan.steps, list[Tensor]()
         with tqdm(total=total, desc="sampling", unit="step", disable=not progress, leave=False) as bar:
+
+            def advance(done: int, step: int) -> None:
+                bar.update(1)
+
             for start in range(0, n, batch):
                 rows = range(start, min(start + batch, n))
                 some, none = (self._meanings(prompts, rows) for prompts in (words, against))
@@ -293,7 +297,7 @@ class Model:
                     seed=seed,
                     batch=batch,
                     exact=exact,
-                    callback=lambda _, step: bar.update(1),
+                    callback=advance,
                 )
                 images.append(config.codec.decode(x0, truncate).cpu())
         return torch.cat(images).permute(0, 2, 3, 1).contiguous()
