@@ -12,6 +12,7 @@ from pixelspace.config import from_data, read_json, to_data
 from pixelspace.data.dataset import Dataset
 from pixelspace.data.grid import grid_image, save_image
 from pixelspace.data.loader import divide
+from pixelspace.data.order import spread
 from pixelspace.errors import UserError
 from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.protocols import Protocol
@@ -81,7 +82,7 @@ def prompts_of(
         if not (target / "recipe.json").is_file():
             raise UserError(f"{target}: draws by captions, and is no run with its data: give captions by --prompts")
         _, dataset, ids = _trained_on(target, cache)
-        given = [dataset.texts(index)[0] for index in ids[:count]]
+        given = [dataset.texts(index)[0] for index in spread(ids, count)]
     elif by_captions and len(given) < count:
         raise UserError(f"prompts: {len(given):,} captions, and {protocol.name} draws {count:,} images; give as many")
     return tuple(given[i % len(given)] for i in range(count))

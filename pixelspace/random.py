@@ -86,12 +86,16 @@ class Rng:
         """A generator seeded with `key(*parts)`."""
         return torch.Generator(device).manual_seed(self.key(*parts))
 
-    def uniform(self, purpose: str, pos: Tensor, n: int = 1) -> Tensor:
-        """(B, n) float64 uniforms in the open interval (0, 1), row b a function of (seed, purpose, pos[b])."""
+    def uniforms(self, purpose: str, p: int, n: int = 1) -> list[float]:
+        """n uniforms in the open interval (0, 1), a function of (seed, purpose, p)."""
         assert 1 <= n <= 8
-        rows = [_digest((self.seed, purpose, p), 8 * n) for p in pos.tolist()]
-        words = [[int.from_bytes(row[8 * i : 8 * i + 8], "little") >> 12 for i in range(n)] for row in rows]
-        return (torch.tensor(words, dtype=torch.float64).reshape(len(rows), n) + 0.5) * 2.0**-52
+        row = _digest((self.seed, purpose, p), 8 * n)
+        return [((int.from_bytes(row[8 * i : 8 * i + 8], "little") >> 12) + 0.5) * 2.0**-52 for i in range(n)]
+
+    def uniform(self, purpose: str, pos: Tensor, n: int = 1) -> Tensor:
+        """(B, n) float64, row b `uniforms` at position pos[b]."""
+        rows = [self.uniforms(purpose, p, n) for p in pos.tolist()]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), n)
 
     def normal(self, purpose: str, pos: Tensor, n: int = 1) -> Tensor:
         """(B, n) float64 standard normals, by inversion of `uniform`."""

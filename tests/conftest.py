@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it, and before torch starts its threads
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported, by whichever test comes first
 
 import pytest
 import torch

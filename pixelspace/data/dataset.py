@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec
 from pixelspace.data.keep import Keep
 from pixelspace.data.preparation import Preparation
-from pixelspace.data.transforms import Cut, fit, seen_corner
+from pixelspace.data.transforms import Cut, cut_out, fit, seen_corner, to_tensor
 from pixelspace.errors import UserError
 
 
@@ -39,6 +40,10 @@ class Share(NamedTuple):
     start: int = 0
     weight: Fraction = Fraction(1)
     keep: tuple[Keep, ...] = ()
+
+
+def _as_cut(sample: Sample, height: int, width: int, cut: Cut) -> Sample:
+    return sample._replace(size=(height, width), corner=seen_corner(height, width, cut))
 
 
 class Dataset(ABC):
@@ -105,8 +110,32 @@ class Dataset(ABC):
         """The sample as it enters a batch: an image cut to size, or the stored form of one."""
         sample = self[index]
         height, width = sample.image.shape[-2:]
-        corner = seen_corner(height, width, cut)
-        return sample._replace(image=fit(sample.image, cut), size=(height, width), corner=corner)
+        return _as_cut(sample._replace(image=fit(sample.image, cut)), height, width, cut)
+
+
+class Picture(NamedTuple):
+    """A decoded sample: an RGB image, its label (-1: none) and its captions."""
+
+    image: Image.Image
+    label: int = -1
+    texts: tuple[str, ...] = ()
+
+
+class Pictures(Dataset):
+    """Samples that are decoded as they are asked for. What Pillow decoded is cut by Pillow, so that only what is kept
+    becomes a tensor."""
+
+    @abstractmethod
+    def picture(self, index: int) -> Picture:
+        """Raises DataError for a sample that cannot be read."""
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label, texts = self.picture(index)
+        return Sample(to_tensor(image), label, texts)
+
+    def cut(self, index: int, cut: Cut) -> Sample:
+        image, label, texts = self.picture(index)
+        return _as_cut(Sample(cut_out(image, cut), label, texts), image.height, image.width, cut)
 
 
 class Source(ABC):

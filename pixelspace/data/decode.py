@@ -14,6 +14,7 @@ signs or fractions, and layouts that Pillow does not know.
 """
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -143,25 +144,30 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return transform
 
 
+def _as(mode: str, image: Image.Image) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which copies what has that mode already
+
+
 def to_rgb(image: Image.Image, profile: object, notes: list[str]) -> Image.Image:
-    """The picture as RGB by the policy above but for EXIF; what could not be used is added to `notes`."""
+    """The picture as RGB by the policy above but for EXIF; what could not be used is added to `notes`. It is `image`
+    itself if nothing is to be done."""
     if image.mode.startswith("I;16"):
         image = _grey(image)
     if image.mode not in _COLOURS:
         raise DataError(_REFUSED.get(image.mode, f"pixels of mode {image.mode}"))
     base, alpha = _COLOURS[image.mode], None
     if image.has_transparency_data:
-        whole = image.convert("RGBA")
+        whole = _as("RGBA", image)
         alpha = whole.getchannel("A")
         image = whole if base == "RGB" else image
-    colours = image.convert(base)
+    colours = _as(base, image)
     if isinstance(profile, bytes) and profile:
         try:
             if transform := _to_srgb(profile, colours.mode):
                 colours = ImageCms.applyTransform(colours, transform) or colours
         except (ImageCms.PyCMSError, *DECODER_ERRORS):
             notes.append("unusable colour profile")
-    colours = colours.convert("RGB")
+    colours = _as("RGB", colours)
     if alpha is None:
         return colours
     ground = Image.new("RGB", image.size, "white")
@@ -239,7 +245,8 @@ def read(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            # Python makes room for all that it is asked to read.
+            data = file.read(min(os.fstat(file.fileno()).st_size or MAX_BYTES, MAX_BYTES) + 1)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:

@@ -9,14 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from pixelspace.config import value
-from pixelspace.data.dataset import Dataset, Sample, Source
+from pixelspace.data.dataset import Picture, Pictures, Source
 from pixelspace.data.decode import decode, read, shown
 from pixelspace.data.index import Entry, Index, load_or_build
 from pixelspace.data.labels import Labelling
 from pixelspace.data.packed import Captions, Strings
 from pixelspace.data.preparation import Preparation
 from pixelspace.data.report import report
-from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError
 
 
@@ -49,7 +48,7 @@ class _Images:
 
 
 @dataclass(frozen=True)
-class FolderDataset(Dataset):
+class FolderDataset(Pictures):
     """The good images of an indexed folder. An image that is no more what the index saw is refused."""
 
     root: Path
@@ -84,7 +83,7 @@ class FolderDataset(Dataset):
             return self.images.numbers[name]
         return super().column(name)
 
-    def __getitem__(self, index: int) -> Sample:
+    def picture(self, index: int) -> Picture:
         index = range(len(self))[index]
         file = self.images.files[index]
         try:
@@ -93,7 +92,7 @@ class FolderDataset(Dataset):
             raise DataError(f"{shown(file)}: {error}") from error
         if hashlib.sha256(data).digest() != self.images.sha256[index].tobytes():
             raise DataError(f"{shown(file)}: changed since the folder was indexed; start again to index it anew")
-        return Sample(to_tensor(decode(data, file)), int(self.images.labels[index]), self.images.texts[index])
+        return Picture(decode(data, file), int(self.images.labels[index]), self.images.texts[index])
 
 
 @value

@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pixelspace.config import nearest, value
-from pixelspace.data.dataset import Dataset, Sample, Source
+from pixelspace.data.dataset import Dataset, Picture, Pictures, Source
 from pixelspace.data.decode import examine, read
 from pixelspace.data.labels import MAX_CLASSES, captions
-from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
 
 _TEXT = re.compile(r"(large_)?string|(large_)?list<\w+: (large_)?string( not null)?>")
@@ -23,7 +22,7 @@ _ROWS = 10_000  # of a column that are read at once
 
 
 @dataclass(frozen=True)
-class _Table(Dataset):
+class _Table(Pictures):
     rows: Any  # a datasets.Dataset whose images are not decoded
     captions: Any  # the same with nothing but the captions; None without
     source: "HuggingFace"
@@ -78,16 +77,16 @@ class _Table(Dataset):
             raise DataError(f"label {label} is not from 0 to {len(self.classes) - 1}, nor -1 for none")
         return -1 if label is None else label
 
-    def __getitem__(self, index: int) -> Sample:
+    def picture(self, index: int) -> Picture:
         row = self.rows[index]
         try:
             image = row[self.source.image_key] or {}
             data = image.get("bytes") or (read(Path(image["path"])) if image.get("path") else b"")
-            pixels, label = to_tensor(examine(data).image), self._label(row)
+            pixels, label = examine(data).image, self._label(row)
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from error
         text = row[self.source.text_key] if self.source.text_key else None
-        return Sample(pixels, label, () if text is None else captions(self.name(index), text))
+        return Picture(pixels, label, () if text is None else captions(self.name(index), text))
 
 
 def _classes(feature: Any, rows: Any, key: str) -> tuple[str, ...]:

@@ -186,14 +186,14 @@ class Positions(Items):
         """One of a sample's captions; another one each time it is seen."""
         if len(texts) < 2:
             return texts[0] if texts else ""
-        return texts[int(self.rng.uniform("caption", torch.tensor([p]))[0, 0] * len(texts))]
+        return texts[int(self.rng.uniforms("caption", p)[0] * len(texts))]
 
     def __getitem__(self, p: int) -> _Item:
         bad: list[tuple[str, str]] = []
         index, size = self.order.at(p), self.order.size(p) or self.size
-        u, v, mirror = self.rng.uniform("crop", torch.tensor([p]), 3)[0].tolist()
+        u, v, mirror = self.rng.uniforms("crop", p, 3)
         flip = self.data.flip and not self.data.augment and mirror < 0.5
-        time = float(self.rng.uniform("clip", torch.tensor([p]))[0, 0])
+        (time,) = self.rng.uniforms("clip", p)
         cut = Cut(size, self.data.crop, (u, v), flip, time)
         while True:
             try:

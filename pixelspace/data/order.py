@@ -48,6 +48,12 @@ def recalled(cache: dict[int, Any], number: int, make: Callable[[int], Any]) -> 
     return cache[number]
 
 
+def spread(ids: Sequence[int] | np.ndarray, n: int) -> list[int]:
+    """n of the samples `ids`, evenly over all of them, or all; neighbours are often of one kind."""
+    n = min(n, len(ids))
+    return [int(ids[i * len(ids) // n]) for i in range(n)]
+
+
 class Order(ABC):
     """Samples by global position."""
 

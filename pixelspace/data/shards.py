@@ -19,7 +19,7 @@ from weakref import finalize
 import numpy as np
 
 from pixelspace.config import nearest, value
-from pixelspace.data.dataset import Dataset, Sample, Source
+from pixelspace.data.dataset import Picture, Pictures, Source
 from pixelspace.data.decode import examine, shown
 from pixelspace.data.file_cache import locked
 from pixelspace.data.preparation import Preparation
@@ -36,7 +36,6 @@ from pixelspace.data.shard_index import (
 )
 from pixelspace.data.shard_part import AGAIN, PartFile, Rows, name_of, part_path
 from pixelspace.data.tar import read_at
-from pixelspace.data.transforms import to_tensor
 from pixelspace.errors import DataError, ResourceError, UserError
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ class _Handles:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardsDataset(Dataset):
+class ShardsDataset(Pictures):
     """The good samples of shards, in the order of the shards' names and of the samples in each. A sample that is no
     more what the index in `folder` saw is refused. `good` says how many each shard has, `numbers` names those of their
     metadata."""
@@ -144,7 +143,7 @@ class ShardsDataset(Dataset):
         shard, i = self._where(index)
         return self._rows(shard).texts(i)
 
-    def __getitem__(self, index: int) -> Sample:
+    def picture(self, index: int) -> Picture:
         shard, i = self._where(index)
         rows, index = self._rows(shard), int(self._starts[shard]) + i
         try:
@@ -154,10 +153,10 @@ class ShardsDataset(Dataset):
                 if hashlib.sha256(data).digest() != rows.sha256(i):
                     raise DataError(f"changed since it was indexed; {AGAIN}")
                 self._trusted[byte] |= 1 << bit
-            image = to_tensor(examine(data).image)
+            image = examine(data).image
         except DataError as error:
             raise DataError(f"{self.name(index)}: {error}") from error
-        return Sample(image, rows.number("label", i), rows.texts(i))
+        return Picture(image, rows.number("label", i), rows.texts(i))
 
     def columns(self) -> tuple[str, ...]:
         own = *super().columns(), *_MEASURED

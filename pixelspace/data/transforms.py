@@ -10,7 +10,7 @@ from torch import Tensor
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
 Crop = Literal["center", "random", "adm"]
@@ -67,25 +67,23 @@ def seen_corner(height: int, width: int, cut: Cut) -> tuple[int, int]:
     return top, covering[1] - cut.size[1] - left if cut.flip else left
 
 
-def _resized(image: Tensor, covering: tuple[int, int], cut: Cut) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-    h, w = cut.size
-    while cut.crop == "adm" and pixels.height >= 2 * h and pixels.width >= 2 * w:
-        pixels = pixels.resize((pixels.width // 2, pixels.height // 2), Image.Resampling.BOX)
-    return to_tensor(pixels.resize((covering[1], covering[0]), Image.Resampling.BICUBIC))
-
-
-def fit(image: Tensor, cut: Cut) -> Tensor:
-    """uint8 (3, H, W) to (3, *cut.size): resized (antialiased bicubic) until it just covers the size, then cut. Of a
-    clip (3, T, H, W) each frame is, all at one place.
+def cut_out(image: Image.Image, cut: Cut) -> Tensor:
+    """An RGB image as uint8 (3, *cut.size): resized (antialiased bicubic) until it just covers the size, then cut.
 
     `adm` halves by boxes first, while both sides stay at least twice as long.
     """
+    h, w = cut.size
+    (height, width), (top, left) = place(image.height, image.width, cut)
+    while cut.crop == "adm" and image.height >= 2 * h and image.width >= 2 * w:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + w, top + h))
+    return to_tensor(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if cut.flip else image)
+
+
+def fit(image: Tensor, cut: Cut) -> Tensor:
+    """The same of an image uint8 (3, H, W), or of each frame of a clip (3, T, H, W)."""
     if image.ndim == 4:
         return torch.stack([fit(frame, cut) for frame in image.unbind(1)], 1)
-    h, w = cut.size
-    covering, (top, left) = place(image.shape[1], image.shape[2], cut)
-    if cut.crop == "adm" or covering != tuple(image.shape[1:]):
-        image = _resized(image, covering, cut)
-    out = image[:, top : top + h, left : left + w]
-    return (out.flip(2) if cut.flip else out).clone(memory_format=torch.contiguous_format)
+    return cut_out(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), cut)

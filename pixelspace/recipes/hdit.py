@@ -41,7 +41,8 @@ IMAGENET256 = HDiTConfig(
 )
 
 
-def _objective(size: int, drop_rate: float = 0.0) -> Denoising:
+def objective_at(size: int, drop_rate: float = 0.0) -> Denoising:
+    """The paper's objective for images of `size`."""
     levels = CosineInterpolated(image_d=float(size), noise_d_low=32.0, noise_d_high=float(size))
     return Denoising(Process(EDM(0.5)), levels, SoftMinSNR(4.0), drop_rate=drop_rate)
 
@@ -54,7 +55,7 @@ def _paper(name: str, backbone: HDiTConfig, data: Data, size: int, steps: int, *
     return Stage(
         name=name,
         backbone=backbone,
-        objective=_objective(size, drop_rate=0.1 if backbone.num_classes else 0.0),
+        objective=objective_at(size, drop_rate=0.1 if backbone.num_classes else 0.0),
         data=data,
         size=(size, size),
         batch=256,
@@ -205,7 +206,7 @@ def _debug(recipe: Recipe, size: int) -> Recipe:
         shrunk(
             stage,
             backbone=_tiny(stage.backbone),  # type: ignore[arg-type]
-            objective=_objective(size, drop_rate=0.1 if stage.backbone.num_classes else 0.0),
+            objective=objective_at(size, drop_rate=0.1 if stage.backbone.num_classes else 0.0),
             data=replace(stage.data, source=Emoji()),
             side=size,
             batch=stage.batch // 64,
@@ -247,7 +248,7 @@ def demo() -> Recipe:
             Stage(
                 name="train",
                 backbone=DEMO,
-                objective=_objective(32),
+                objective=objective_at(32),
                 data=Data(Emoji(groups=("smileys",)), holdout=0.06),
                 size=(32, 32),
                 batch=batch,
@@ -285,7 +286,7 @@ def emoji() -> Recipe:
             replace(
                 stage,
                 backbone=EMOJI64,
-                objective=_objective(64, drop_rate=0.1),
+                objective=objective_at(64, drop_rate=0.1),
                 data=Data(Emoji(), holdout=0.05),
                 size=(64, 64),
                 images=20_000 * batch,

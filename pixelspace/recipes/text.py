@@ -10,9 +10,8 @@ from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data
 from pixelspace.nn.text import Text
-from pixelspace.noise.levels import CosineInterpolated
 from pixelspace.recipes.debug import shrunk
-from pixelspace.recipes.hdit import OWN256, demo, own256
+from pixelspace.recipes.hdit import OWN256, demo, objective_at, own256
 from pixelspace.text.bytes import Bytes
 from pixelspace.text.minilm import MiniLM
 from pixelspace.training.stage import Recipe
@@ -36,7 +35,7 @@ def text_demo() -> Recipe:
             replace(
                 stage,
                 backbone=DEMO,
-                objective=replace(stage.objective, drop_rate=0.1),
+                objective=objective_at(32, drop_rate=0.1),
                 data=Data(Emoji(groups=("animals", "food")), holdout=0.05),
                 text=MiniLM(length=32),
                 images=2000 * batch,
@@ -63,7 +62,7 @@ def own_text256() -> Recipe:
             replace(
                 stage,
                 backbone=OWN_TEXT256,
-                objective=replace(stage.objective, drop_rate=0.1),
+                objective=objective_at(256, drop_rate=0.1),
                 text=MiniLM(),
                 sampling=replace(stage.sampling, guidance=3.0),
             ),
@@ -81,6 +80,6 @@ def text_debug() -> Recipe:
         mapping_depth=1,
         text=Text(256, 256, inner=32, depth=1, head_dim=16),
     )
-    objective = replace(stage.objective, levels=CosineInterpolated(image_d=16.0, noise_d_high=16.0))
+    objective = objective_at(16, drop_rate=0.1)
     small = shrunk(stage, backbone=backbone, objective=objective, data=Data(Emoji()), side=16, batch=4)
     return Recipe("hdit-text-debug", (replace(small, text=Bytes(48)),))

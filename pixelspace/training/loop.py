@@ -284,11 +284,10 @@ class StageRun:
         checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every, protect=best)
 
     def captions(self, numbers: range) -> list[str]:
-        """By what images of these numbers are drawn on the way, of the captions of training samples."""
+        """By what images of these numbers are drawn on the way: captions of the samples at the same positions."""
         if self.reader is None:
             return []
-        ids = [int(self.train_ids[i % len(self.train_ids)]) for i in numbers]
-        return [self.dataset.texts(index)[0] for index in ids]
+        return [self.dataset.texts(self.order.at(i))[0] for i in numbers]
 
     def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
         """Previews and the held-out loss, with averaged weights."""

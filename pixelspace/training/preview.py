@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from pixelspace.data.dataset import Dataset
 from pixelspace.data.loader import read, to_model_space
+from pixelspace.data.order import spread
 from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.sampling.generate import generate
@@ -103,7 +104,7 @@ def held_out_loss(
     reader: Reader | None = None,
 ) -> HeldOut:
     """The loss over the held-out samples, whole, with the same crops, levels and noise at every call."""
-    held = held[: stage.validate_count]
+    held = spread(held, stage.validate_count)
     fixed, data = Rng(rng.key("validation")), replace(stage.data, augment=0.0)
     chunk, total = stage.micro or stage.batch, 0.0
     octiles = OctileMeans.of(stage.objective.levels)

@@ -1,5 +1,6 @@
 """A run's folder: its recipe, who works in it, and what may change when it goes on."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -44,8 +45,33 @@ def _brief(data: Any, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:width]}..."
 
 
+def _defaults(described: Any) -> dict[str, dict[str, Any]]:
+    """What fields of the values in a recipe are unless they are given, by the values' names."""
+    if isinstance(described, tuple):
+        return {name: fields for item in described for name, fields in _defaults(item).items()}
+    if not dataclasses.is_dataclass(described) or isinstance(described, type):
+        return {}
+    given = {f.name: f.default for f in dataclasses.fields(described) if f.default is not dataclasses.MISSING}
+    below = {
+        name: fields
+        for field in dataclasses.fields(described)
+        for name, fields in _defaults(getattr(described, field.name)).items()
+    }
+    return {**below, type(described).__name__: {name: to_data(default) for name, default in given.items()}}
+
+
+def _completed(data: Any, defaults: dict[str, dict[str, Any]]) -> Any:
+    """Plain data with the settings that came after it was written, which then were as they are by default."""
+    if isinstance(data, list):
+        return [_completed(item, defaults) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {**defaults.get(data.get("type", ""), {}), **{key: _completed(item, defaults) for key, item in data.items()}}
+
+
 def _check_unchanged(run: Path, recipe: Recipe, accept_changes: bool) -> None:
-    changed = list(differences(read_json(run / "recipe.json"), to_data(recipe)))
+    before = _completed(read_json(run / "recipe.json"), _defaults(recipe))
+    changed = list(differences(before, to_data(recipe)))
     bound = [(path, a, b) for path, a, b in changed if not FREE & set(path.split("."))]
     fixed = [entry for entry in bound if FIXED & set(entry[0].split("."))]
     if bound and not (accept_changes and not fixed):

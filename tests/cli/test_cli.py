@@ -237,7 +237,7 @@ def test_a_run_belongs_to_one_process_at_a_time(cli, tmp_path):
 def test_a_fault_of_ours_leaves_its_traceback_in_a_file(cli, monkeypatch, tmp_path):
     from pixelspace.cli import models
 
-    monkeypatch.setattr(models, "recipe_of", lambda *given: 1 / 0)
+    monkeypatch.setattr(models, "recipe_of", lambda *given, **named: 1 / 0)
     code, _, err = cli("show", DEBUG)
     assert code == 70 and "ZeroDivisionError" in err and "Traceback" not in err
     log = tmp_path / "pixelspace-error.log"

@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 
 from pixelspace.config import from_data, to_data
-from pixelspace.data.dataset import Source
+from pixelspace.data.dataset import Dataset, Source
 from pixelspace.data.folder import Folder, FolderDataset
 from pixelspace.data.huggingface import HuggingFace
 from pixelspace.data.index import Entry, Index
+from pixelspace.data.transforms import Cut
 from pixelspace.errors import DataError, ResourceError, UserError
+from tests.data.odd_images import display_p3_profile, picture
 
 WITH_DATASETS = importlib.util.find_spec("datasets") is not None
 
@@ -111,6 +113,21 @@ def test_a_dataset_is_small_to_send():
     captioned = tuple(replace(entry, texts=("a photograph of a thing on a table",)) for entry in entries)
     more = FolderDataset.of(Path("x"), Index("x", ("a",), captioned, {}))
     assert len(pickle.dumps(more)) - len(pickle.dumps(dataset)) < (34 + 20) * len(dataset)
+
+
+def test_what_is_cut_of_a_file_is_what_is_cut_of_the_whole_sample(tmp_path):
+    wide, turned = Image.fromarray(picture(90, 40)), Image.Exif()
+    turned[0x0112] = 6
+    meta = {"exif": turned, "icc_profile": display_p3_profile()}
+    for i, mode in enumerate(("RGB", "CMYK", "L", "RGBA", "P")):
+        kind = "JPEG" if mode in ("RGB", "CMYK", "L") else "PNG"
+        wide.convert(mode).save(tmp_path / f"{i}.png", kind, **(meta if mode == "RGB" else {}))
+    dataset = Folder(str(tmp_path)).open()
+    for i in range(5):
+        for cut in (Cut((32, 32), "random", (0.9, 0.2), True), Cut((16, 16), "adm"), Cut((40, 24))):
+            found, plain = dataset.cut(i, cut), Dataset.cut(dataset, i, cut)
+            assert torch.equal(found.image, plain.image) and found[1:] == plain[1:]
+    assert dataset.cut(0, Cut((32, 32))).size == (90, 40)  # it lay on its side
 
 
 def test_sources_are_values():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelspace.data.transforms import Cut, fit, to_tensor
+from pixelspace.data.transforms import Cut, cut_out, fit, place, to_tensor
 from tests.data.odd_images import picture
 
 SIZES = [(8, 8), (16, 16), (61, 83), (64, 64), (24, 40), (40, 24), (150, 150), (7, 100)]
@@ -71,6 +71,28 @@ def adm(pixels: Image.Image, side: int) -> np.ndarray:
 def test_the_adm_crop_is_that_of_its_paper_s_code(width, height, side):
     found = fit(image(width, height), Cut((side, side), "adm", (0.9, 0.9)))
     assert np.array_equal(found.permute(1, 2, 0).numpy(), adm(Image.fromarray(picture(width, height)), side))
+
+
+def plainly(pixels: Image.Image, cut: Cut) -> torch.Tensor:
+    """All of the image resized, then cut, then mirrored."""
+    (height, width), (top, left) = place(pixels.height, pixels.width, cut)
+    while cut.crop == "adm" and min(pixels.height / cut.size[0], pixels.width / cut.size[1]) >= 2:
+        pixels = pixels.resize((pixels.width // 2, pixels.height // 2), Image.Resampling.BOX)
+    whole = np.array(pixels.resize((width, height), Image.Resampling.BICUBIC))
+    part = whole[top : top + cut.size[0], left : left + cut.size[1]]
+    return torch.from_numpy((part[:, ::-1] if cut.flip else part).copy()).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (61, 83), (64, 64), (40, 24), (150, 150)])
+@pytest.mark.parametrize("shape", [(83, 61), (61, 83), (40, 400), (300, 97), (3, 50), (16, 17)])
+@pytest.mark.parametrize("crop", ["center", "random", "adm"])
+def test_what_is_cut_is_the_whole_resized_then_cut_then_mirrored(size, shape, crop):
+    noise = np.random.default_rng(0).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8)
+    for down in (0.0, 0.13, 1 - 2**-53):
+        cut = Cut(size, crop, (down, 0.6), flip=down < 0.5)
+        want = plainly(Image.fromarray(noise), cut)
+        assert torch.equal(cut_out(Image.fromarray(noise), cut), want)
+        assert torch.equal(fit(torch.from_numpy(noise).permute(2, 0, 1), cut), want)
 
 
 def test_shrinking_is_antialiased():

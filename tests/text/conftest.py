@@ -1,13 +1,10 @@
 """What tests of text share: tiny encoders, and no network."""
 
-import os
 import socket
 from pathlib import Path
 
 import pytest
 import torch
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -37,6 +38,24 @@ def test_how_a_run_is_watched_may_change_freely(tiny, tmp_path):
     with pytest.raises(UserError, match=r"stages\.0\.images: 96 -> 800"):
         with opened_run(tmp_path, replace(tiny, stages=(replace(watched, images=800),))):
             pass
+
+
+def test_a_setting_that_came_later_was_as_it_is_by_default(tiny, tmp_path):
+    (stage,) = tiny.stages
+    with opened_run(tmp_path, tiny):
+        pass
+    (tmp_path / "00-train" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    old = json.loads((tmp_path / "recipe.json").read_text())
+    for name in ("keep", "split", "order", "window", "buckets"):
+        del old["stages"][0]["data"][name]
+    del old["stages"][0]["text"], old["stages"][0]["backbone"]["levels"][0]["cross"]
+    (tmp_path / "recipe.json").write_text(json.dumps(old))
+    by_files = replace(stage, data=replace(stage.data, order="files"))
+    with pytest.raises(UserError, match=r"stages\.0\.data\.order: \"uniform\" -> \"files\""):
+        with opened_run(tmp_path, replace(tiny, stages=(by_files,))):
+            pass
+    with opened_run(tmp_path, tiny):
+        pass
 
 
 @pytest.mark.parametrize(
