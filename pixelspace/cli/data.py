@@ -2,8 +2,9 @@
 
 import json
 import shlex
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -11,71 +12,70 @@ from pixelspace.cli.given import cache_folder
 from pixelspace.errors import UserError
 
 if TYPE_CHECKING:
-    from pixelspace.data.dataset import Dataset
+    from pixelspace.data.dataset import Dataset, Source
+
+
+def _set(source: "Source", given: dict[str, Any]) -> "Source":
+    """The source with the fields that are `given`."""
+    for name in given:
+        if name not in {field.name for field in fields(source)}:  # type: ignore[arg-type]
+            raise UserError(f"--{name.replace('_', '-')} is not for {source.kind}")
+    return replace(source, **given)  # type: ignore[type-var]
 
 
 def prepare(
     path: Positional[str],
     *,
     out: Path | None = None,
-    max_bad_share: float = 0.1,
+    max_bad_share: float | None = None,
     workers: int | None = None,
     verify: bool = False,
     text_key: str | None = None,
-    cache_gib: float = 20.0,
+    cache_gib: float | None = None,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> None:
-    """Read every image of a data set once: which are good, which are not and why. The same command goes on where it
-    stopped, and `torchrun` shares tar shards out.
+    """Read every sample of a data set once: which are good, which are not and why. The same command goes on where it
+    stopped, and `torchrun` shares tar shards and Parquet files out.
 
     Args:
-        path: A folder of images; or tar shards: a folder of them, a pattern ('cc12m/{00000..01242}.tar') or a URL.
+        path: A folder of images or clips; tar shards or Parquet files: a folder of them, a pattern
+            ('cc12m/{00000..01242}.tar') or a URL; COCO's captions; a folder of latents.
         out: The folder to keep the index of tar shards in, to train on in place of them; the cache by default.
-        max_bad_share: The share of unreadable images from which on training refuses.
-        workers: Processes that read tar shards; as many as there are cores by default.
-        verify: Hash all images of tar shards again, and compare.
-        text_key: The key of each .json in tar shards that has the caption or captions; by default it is the .txt.
-        cache_gib: How much of tar shards that lie elsewhere is kept on disk.
+        max_bad_share: The share of unreadable samples from which on training refuses; a tenth by default.
+        workers: Processes that read tar shards and Parquet files; as many as there are cores by default.
+        verify: Hash all images of tar shards and Parquet files again, and compare.
+        text_key: The key of each .json in tar shards that has the caption or captions, by default it is the .txt; or
+            the column of Parquet files.
+        cache_gib: How much of files that lie elsewhere is kept on disk; 20 by default.
+        frames: Of a clip; 16 by default.
+        stride: Of so many frames of a clip one is taken; 1 by default.
     """
     from pixelspace import dist
+    from pixelspace.config import to_data
     from pixelspace.data.detect import source_of
-    from pixelspace.data.folder import Folder
-    from pixelspace.data.index import load_or_build
-    from pixelspace.data.shard_index import build_index, verify_images
-    from pixelspace.data.shards import Shards
+    from pixelspace.data.preparation import Preparation
+    from pixelspace.data.remote import is_url
 
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, found {workers}")
-    source = source_of(path)
-    if isinstance(source, Shards):
-        source = Shards(path, max_bad_share, text_key, cache_gib)
-        rank, world = dist.rank(), dist.world()
-        if verify and world > 1:
-            raise UserError(f"--verify is for one process, and there are {world}; start it without torchrun")
-        files, indexed, folder = source.locate(cache_folder(), out)
-        index = build_index(files, indexed, folder, workers=workers, rank=rank, world=world, progress=rank == 0)
-        if index is None:
-            print(f"rank {rank} of {world}: its shards are done; {folder} is complete when the others are")
-            return
-        print(f"{index.summary()}\nindex: {folder}")
-        if verify:
-            verify_images(index, files, workers)
-            print(f"verified: {index.good:,} images are what was indexed")
-        index.check(max_bad_share)
-        return
-    for name, given in (("out", out), ("workers", workers), ("verify", verify), ("text-key", text_key)):
-        if given:
-            raise UserError(f"--{name} is for tar shards, and {path} is not of them")
-    if isinstance(source, Folder):
-        images = load_or_build(Path(path), cache_folder())
-        print(images.summary())
-        images.check(max_bad_share)
-    else:
-        dataset = source.open(cache_folder())
-        print(f"{path}: {len(dataset):,} samples, {len(dataset.classes):,} classes")
+    rank, world = dist.rank(), dist.world()
+    how = Preparation(print, out, workers, verify, rank, world, progress=rank == 0)
+    named = {"max_bad_share": max_bad_share, "text_key": text_key, "cache_gib": cache_gib}
+    given = {name: one for name, one in {**named, "frames": frames, "stride": stride}.items() if one is not None}
+    _set(source_of(path), given).prepare(cache_folder(), how)
+    if given and out is None and rank == 0:
+        there = source_of(path if is_url(path) else str(Path(path).resolve()))
+        setting = "stages.*.data.source=" + json.dumps(to_data(_set(there, given)))
+        print(f"pixelspace train RECIPE --set {shlex.quote(setting)}")
+
+
+def _opened(path: str) -> "Dataset":
+    from pixelspace.data.detect import source_of
+
+    return source_of(path).open(cache_folder())
 
 
 def encode(
-    images: Positional[Path],
+    images: Positional[str],
     out: Positional[Path],
     *,
     vae: Path,
@@ -88,11 +88,11 @@ def encode(
     device: str = "auto",
     quiet: bool = False,
 ) -> None:
-    """Compute the latents of every image of a folder, to train on in place of the images; the same command goes on
+    """Compute the latents of every image of a data set, to train on in place of the images; the same command goes on
     where it stopped, and `torchrun` shares the work out.
 
     Args:
-        images: The folder of images.
+        images: The images: what `prepare` takes.
         out: The folder to write to.
         vae: Stable Diffusion's autoencoder: autoencoder_kl.pth or a diffusers folder.
         size: Side in pixels; images are resized and cut at the centre as ADM's code does.
@@ -105,14 +105,13 @@ def encode(
         quiet: No progress bar.
     """
     from pixelspace import dist
-    from pixelspace.data.folder import Folder
     from pixelspace.data.latents import encode_images
     from pixelspace.interop.kl_vae import open_vae
 
     rank, world = dist.rank(), dist.world()
     chosen, codec = dist.pick_device(device), open_vae(vae)
     dataset = encode_images(
-        Folder(str(images)).open(cache_folder()),
+        _opened(images),
         out,
         codec,
         size=size,
@@ -137,14 +136,8 @@ def encode(
     )
 
 
-def _opened(data: Path) -> "Dataset":
-    from pixelspace.data.folder import Folder
-
-    return Folder(str(data)).open(cache_folder())
-
-
 def embed(
-    data: Positional[Path],
+    data: Positional[str],
     out: Positional[Path],
     *,
     encoder: str = "minilm",
@@ -158,7 +151,7 @@ def embed(
     on where it stopped, and `torchrun` shares the work out.
 
     Args:
-        data: The images with captions.
+        data: The images or clips with captions: what `prepare` takes.
         out: The folder to write to.
         encoder: minilm, bytes, the folder of a text encoder in Hugging Face's layout, or its name on the hub.
         length: Tokens at which a caption is cut (minilm 64, bytes 96, others 128).
@@ -199,6 +192,6 @@ def embed(
     print(f"longer than {by.length} tokens and cut there: {reader.cut:,} ({reader.cut / done.distinct:.2%})")
     setting = shlex.quote("stages.*.text=" + json.dumps(to_data(Cached(by.direct, str(out.resolve())))))
     print(
-        f"pixelspace train RECIPE --data {shlex.quote(str(data))} --set {setting}  "
+        f"pixelspace train RECIPE --data {shlex.quote(data)} --set {setting}  "
         f"# a network that reads text of width {reader.width}, pooled {reader.pooled_width}"
     )

@@ -16,8 +16,10 @@ from pixelspace.data.clip_index import load_or_build
 from pixelspace.data.codec import Codec
 from pixelspace.data.dataset import Dataset, Sample, Source
 from pixelspace.data.decode import shown
-from pixelspace.data.index import Entry
+from pixelspace.data.index import Entry, Index
 from pixelspace.data.packed import Captions, Strings
+from pixelspace.data.preparation import Preparation
+from pixelspace.data.report import report
 from pixelspace.data.transforms import Cut, fit, seen_corner
 from pixelspace.errors import DataError, UserError
 
@@ -144,6 +146,7 @@ class Clips(Source):
     `data.clip_index`; `table` names WebVid's CSV where there are several at the top.
     """
 
+    kind: ClassVar[str] = "a folder of clips"
     path: str
     frames: int = 16
     stride: int = 1
@@ -157,9 +160,15 @@ class Clips(Source):
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"Clips: max_bad_share must be in [0, 1), found {self.max_bad_share}")
 
+    def _index(self, cache: Path | None) -> Index:
+        return load_or_build(Path(self.path), cache, self.frames, self.stride, self.table)
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        how.only(self.kind)
+        report(self._index(cache), cache, how, self.max_bad_share)
+
     def open(self, cache: Path | None = None) -> ClipDataset:
-        root = Path(self.path)
-        index = load_or_build(root, cache, self.frames, self.stride, self.table)
+        index = self._index(cache)
         index.check(self.max_bad_share)
         fingerprint = hashlib.sha256(f"{index.fingerprint} {self.frames} {self.stride}".encode()).hexdigest()
-        return ClipDataset(root, index.classes, fingerprint, self.frames, self.stride, _Files.of(index.good))
+        return ClipDataset(Path(self.path), index.classes, fingerprint, self.frames, self.stride, _Files.of(index.good))

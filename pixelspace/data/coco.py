@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,7 +13,9 @@ from pixelspace.data.dataset import Source
 from pixelspace.data.folder import FolderDataset
 from pixelspace.data.index import Entry, Index, scan
 from pixelspace.data.labels import captions
-from pixelspace.errors import DataError
+from pixelspace.data.preparation import Preparation
+from pixelspace.data.report import report
+from pixelspace.errors import DataError, UserError
 from pixelspace.random import Rng, permuted
 
 
@@ -108,6 +110,7 @@ class Coco(Source):
     """The images that a COCO `annotations` file lists, in the folder `images`, each with all its captions; others
     there are left alone. At most `max_bad_share` of those listed may be missing or bad."""
 
+    kind: ClassVar[str] = "images with COCO's captions"
     images: str
     annotations: str
     max_bad_share: float = 0.1
@@ -116,7 +119,7 @@ class Coco(Source):
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"Coco: max_bad_share must be in [0, 1), found {self.max_bad_share}")
 
-    def open(self, cache: Path | None = None) -> FolderDataset:
+    def _index(self, cache: Path | None) -> Index:
         path, root = Path(self.annotations), Path(self.images)
         listed = read_captions(path)
         found = scan(root, cache, sidecars=False)
@@ -128,6 +131,35 @@ class Coco(Source):
             return replace(entry, reason=entry.reason or wrong, texts=image.texts)
 
         rows = sorted(map(described, listed), key=lambda entry: os.fsencode(entry.name))
-        index = Index(str(root), (), tuple(rows), found.ignored)
+        return Index(str(root), (), tuple(rows), found.ignored)
+
+    def open(self, cache: Path | None = None) -> FolderDataset:
+        index = self._index(cache)
         index.check(self.max_bad_share)
-        return FolderDataset.of(root, index)
+        return FolderDataset.of(Path(self.images), index)
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        how.only(self.kind)
+        report(self._index(cache), cache, how, self.max_bad_share)
+
+
+def coco_at(annotations: str) -> Coco:
+    """The images of an `annotations` file where COCO has them: in the file's folder, or the one above, or there in a
+    folder named like the split (val2014 for captions_val2014.json).
+
+    Raises:
+        DataError: the file is not COCO's captions.
+        UserError: the images lie elsewhere.
+    """
+    path = Path(annotations)
+    listed = [image.file for image in read_captions(path)]
+    split = path.stem.rpartition("_")[2]
+    above = path.resolve().parent.parent
+    places = (path.parent / split, above / split, path.parent, above)
+    for place in places:
+        if any((place / file).is_file() for file in listed if not os.path.isabs(file) and file[:2] != ".."):
+            return Coco(str(place), annotations)
+    raise UserError(
+        f"{annotations}: none of its {len(listed):,} images lies in {', '.join(map(str, places))}; say where they are "
+        "with Coco(images, annotations) in a recipe.py"
+    )

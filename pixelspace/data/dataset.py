@@ -13,6 +13,7 @@ from torch import Tensor
 from pixelspace.config import nearest
 from pixelspace.data.codec import Codec
 from pixelspace.data.keep import Keep
+from pixelspace.data.preparation import Preparation
 from pixelspace.data.transforms import Cut, cut_out, fit, seen_corner, to_tensor
 from pixelspace.errors import UserError
 
@@ -138,8 +139,24 @@ class Pictures(Dataset):
 
 
 class Source(ABC):
-    """A data set as a value."""
+    """A data set as a value; `kind` says in a few words what it is of."""
+
+    kind: ClassVar[str] = "such data"
 
     @abstractmethod
     def open(self, cache: Path | None = None) -> Dataset:
         """The data set; what it finds out once it keeps in the folder `cache`."""
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        """Looks at everything once, keeps what it finds out in the folder `cache`, says what there is, and only then
+        refuses too many bad samples.
+
+        Raises:
+            UserError: an option that this kind has no use for.
+            DataError: the data cannot be used.
+        """
+        how.only(self.kind)
+        dataset = self.open(cache)
+        captioned = int((dataset.column("captions") > 0).sum())
+        how.say(f"{self.kind}: {len(dataset):,} samples, {len(dataset.classes):,} classes")
+        how.say(f"captions: {captioned:,} samples have one, {len(dataset) - captioned:,} none")

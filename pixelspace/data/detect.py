@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixelspace.data import container, decode
+from pixelspace.data.clips import Clips
+from pixelspace.data.coco import coco_at
 from pixelspace.data.dataset import Source
 from pixelspace.data.folder import Folder
 from pixelspace.data.latents import Latents, is_latents
@@ -13,6 +16,9 @@ from pixelspace.data.parquet import Parquet
 from pixelspace.data.remote import is_url
 from pixelspace.data.shard_index import is_index
 from pixelspace.data.shards import COMPRESSED, SUFFIX, Shards
+from pixelspace.data.webvid import TABLES
+
+_CLIPS = (*container.SUFFIXES, ".gif", ".apng")  # a WebP may well be a single image, and counts as one
 
 
 def _holds_shards(path: str) -> bool:
@@ -35,6 +41,25 @@ def _holds_parquet(path: str) -> bool:
     return path.partition("?")[0].lower().endswith(PARQUET) or (not is_url(path) and _has_files(path, *PARQUET))
 
 
+def _is_coco(path: str) -> bool:
+    return not is_url(path) and path.lower().endswith(".json") and Path(path).is_file()
+
+
+def _holds_clips(path: str) -> bool:
+    """Whether `path` is a folder with WebVid's CSV, or with more clips than images at any depth."""
+    if is_url(path):
+        return False
+    if any(Path(path).glob(TABLES)):
+        return True
+    more = 0
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            suffix = "" if name.startswith(".") else os.path.splitext(name)[1].lower()
+            more += (suffix in _CLIPS) - (suffix in decode.SUFFIXES)
+    return more > 0
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of data by name, whether a path is of it, and the source of one that is."""
@@ -49,6 +74,8 @@ KINDS = (
     Kind("tar shards", _holds_shards, Shards),
     Kind("Parquet files", _holds_parquet, Parquet),
     Kind("tar shards elsewhere", is_url, Shards),
+    Kind("COCO's captions", _is_coco, coco_at),
+    Kind("a folder of clips", _holds_clips, Clips),
     Kind("a folder of images", lambda path: True, Folder),
 )
 

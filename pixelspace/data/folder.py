@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from pixelspace.data.decode import decode, read, shown
 from pixelspace.data.index import Entry, Index, load_or_build
 from pixelspace.data.labels import Labelling
 from pixelspace.data.packed import Captions, Strings
+from pixelspace.data.preparation import Preparation
+from pixelspace.data.report import report
 from pixelspace.errors import DataError
 
 
@@ -100,6 +103,7 @@ class Folder(Source):
     is a file of the names of classes: see `data.labels`.
     """
 
+    kind: ClassVar[str] = "a folder of images"
     path: str
     max_bad_share: float = 0.1
     labels: Labelling = "auto"
@@ -111,8 +115,15 @@ class Folder(Source):
         if self.names is not None and self.labels == "none":
             raise ValueError("Folder: names are those of classes, and labels is none; leave one of them out")
 
+    def _index(self, cache: Path | None) -> Index:
+        names = None if self.names is None else Path(self.names)
+        return load_or_build(Path(self.path), cache, self.labels, names)
+
     def open(self, cache: Path | None = None) -> FolderDataset:
-        root = Path(self.path)
-        index = load_or_build(root, cache, self.labels, None if self.names is None else Path(self.names))
+        index = self._index(cache)
         index.check(self.max_bad_share)
-        return FolderDataset.of(root, index)
+        return FolderDataset.of(Path(self.path), index)
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        how.only(self.kind)
+        report(self._index(cache), cache, how, self.max_bad_share)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -108,6 +108,7 @@ class HuggingFace(Source):
     are wanted.
     """
 
+    kind: ClassVar[str] = "a Hugging Face data set"
     path: str
     split: str = "train"
     image_key: str = "image"

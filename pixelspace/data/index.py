@@ -122,6 +122,16 @@ def _summed_up(clips: Sequence[Entry]) -> list[str]:
     return lines
 
 
+def _captions_of(good: Sequence[Entry], noun: str) -> str:
+    captioned, texts = sum(bool(entry.texts) for entry in good), Counter(text for entry in good for text in entry.texts)
+    found = f"captions: {captioned:,} {noun}s have one, {len(good) - captioned:,} none"
+    if not texts:
+        return found
+    return (
+        f"{found}; {texts.total() - len(texts):,} repeat another; the longest has {max(map(len, texts)):,} characters"
+    )
+
+
 @dataclass(frozen=True)
 class Index:
     """All images of a folder, good and bad, in order of name; `columns` are the names of their numbers."""
@@ -191,9 +201,8 @@ class Index:
             sides = sorted(min(entry.width, entry.height) for entry in self.good)
             lines.append(f"shorter side: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
             lines.append(f"pixels: {_counts(Counter(entry.mode for entry in self.good))}; all are read as RGB")
-            lines.append(
-                f"duplicates: {self.duplicates:,}; captions: {sum(bool(entry.texts) for entry in self.good):,}"
-            )
+            lines.append(_captions_of(self.good, self.kind.noun))
+            lines.append(f"duplicates: {self.duplicates:,} {self.kind.noun}s")
             lines += _summed_up(self.good) if self.good[0].frames else []
         if notes := Counter(note for entry in self.good for note in entry.notes):
             lines.append(f"not used: {_counts(notes)}")
@@ -383,7 +392,8 @@ def labelled(found: Scan, labelling: labels.Labelling, names: Path | None) -> In
     return Index(found.root, classes, tuple(map(described, found.entries)), found.ignored, columns, found.kind)
 
 
-def _cache_file(root: Path, cache: Path, noun: str) -> Path:
+def index_path(root: Path, cache: Path, noun: str) -> Path:
+    """Where the index of `root` is kept."""
     folder = "index" if noun == "image" else f"{noun}s"
     return cache / folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
 
@@ -432,7 +442,7 @@ def scan(root: Path, cache: Path | None, sidecars: bool = True, kind: Kind = IMA
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
         raise DataError(f"{root}: {what}; give a folder of {kind.noun}s")
-    place = _cache_file(root, cache, kind.noun) if cache else None
+    place = index_path(root, cache, kind.noun) if cache else None
     kept = _load(place) if place else ({}, {})
     ignored: Counter[str] = Counter()
     files = sorted(_walk(root, ignored, sidecars, kind.suffixes), key=lambda file: os.fsencode(file.name))

@@ -249,6 +249,7 @@ class LatentDataset(Dataset):
 class Latents(Source):
     """A folder that `pixelspace encode` wrote."""
 
+    kind: ClassVar[str] = "a folder of latents"
     path: str
 
     def open(self, cache: Path | None = None) -> LatentDataset:
@@ -351,7 +352,7 @@ def encode_images(
     processes that share the work each has its `rank`; None is returned while shards of others are still missing.
 
     Raises:
-        UserError: `out` holds something else or was begun with other settings; a number out of range.
+        UserError: `out` holds something else or was begun with other settings; a number out of range; no images.
         DataError: an image cannot be read.
         NumericalError: latents that are not finite.
         ResourceError: the disk is full or refuses.
@@ -359,6 +360,8 @@ def encode_images(
     for name, number, least in (("size", size, 1), ("batch", batch, 1), ("shard", shard, 1), ("workers", workers, 0)):
         if number < least:
             raise UserError(f"{name} must be at least {least}, found {number}")
+    if not dataset.holds_images:
+        raise UserError(f"{type(dataset).__name__}: its samples are no images; give images to encode")
     codec.latent_size((size, size))
     blank = codec.store(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
     encoding = Encoding(

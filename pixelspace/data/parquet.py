@@ -7,9 +7,11 @@ that an order by files, which are row groups here, is much faster than one by sa
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from pixelspace.data.decode import shown
 from pixelspace.data.file_cache import locked
 from pixelspace.data.labels import MAX_CLASSES
 from pixelspace.data.parquet_rows import GROUP_BITS, Groups, Wanted, labels_of, scan_rows
-from pixelspace.data.remote import Files, is_url, open_files
+from pixelspace.data.preparation import Preparation
+from pixelspace.data.remote import File, Files, is_url, open_files
+from pixelspace.data.report import report_shards
 from pixelspace.data.shard_index import Indexed, build_index
 from pixelspace.data.shards import ShardsDataset, with_cache
 from pixelspace.errors import DataError, ResourceError
@@ -71,6 +75,12 @@ def _classes(files: Files, wanted: Wanted) -> tuple[str, ...]:
     return named or tuple(str(i) for i in range(max(numbers) + 1))
 
 
+def _images(wanted: Wanted, file: File, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    groups = Groups(wanted)
+    for offset, _ in spans:
+        yield groups.read(file, offset)
+
+
 @value
 class Parquet(Source):
     """Parquet files: one, a folder of them, a pattern (`train-*.parquet`), or a URL of any of these (extra `remote`),
@@ -81,6 +91,7 @@ class Parquet(Source):
     cache of `cache_gib`.
     """
 
+    kind: ClassVar[str] = "Parquet files"
     path: str
     image_key: str = "image"
     text_key: str | None = None
@@ -100,13 +111,24 @@ class Parquet(Source):
     def open(self, cache: Path | None = None) -> ParquetDataset:
         return with_cache(self._open, cache)
 
-    def _open(self, cache: Path) -> ParquetDataset:
+    def _locate(self, cache: Path) -> tuple[Files, Indexed, Path, Wanted, tuple[str, ...]]:
+        """The files, what an index of them says, its folder, the columns wanted and the classes."""
         files = open_files(self.path, SUFFIXES, cache, self.cache_gib)
         wanted = Wanted(self.image_key, self.text_key, self.label_key)
         classes = _classes(files, wanted)
         indexed = Indexed(self.path if is_url(self.path) else os.path.realpath(self.path), None)
         identity = json.dumps([indexed.path, to_data(wanted), classes])
         folder = cache / "parquet" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        return files, indexed, folder, wanted, classes
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        how.only(self.kind, "workers", "verify")  # elsewhere than in the cache, the index would not be found
+        files, indexed, folder, wanted, classes = self._locate(cache)
+        scanner, images = partial(scan_rows, wanted, classes), partial(_images, wanted)
+        report_shards(files, indexed, folder, how, self.max_bad_share, scanner, images)
+
+    def _open(self, cache: Path) -> ParquetDataset:
+        files, indexed, folder, wanted, classes = self._locate(cache)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f"{folder.name}.lock")):  # others that start now wait for it

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import ProcessPoolExecutor as Pool
 from concurrent.futures.process import BrokenProcessPool
@@ -434,8 +434,18 @@ def open_index(folder: Path, files: Files) -> ShardIndex:
     return index
 
 
-def verify_images(index: ShardIndex, files: Files, workers: int | None = None) -> None:
-    """Reads the image of every good sample again.
+Images = Callable[[File, Iterable[tuple[int, int]]], Iterator[bytes]]  # those that lie at offsets, with their sizes
+
+
+def images_at(file: File, spans: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The images of a tar."""
+    with file.open() as opened:
+        for offset, size in spans:
+            yield read_at(opened.fileno(), offset, size)
+
+
+def verify_images(index: ShardIndex, files: Files, workers: int | None = None, images: Images = images_at) -> None:
+    """Reads the image of every good sample again. `images` is for shards that are no tars.
 
     Raises:
         DataError: naming three that are not what was indexed.
@@ -443,18 +453,14 @@ def verify_images(index: ShardIndex, files: Files, workers: int | None = None) -
 
     def changed(file: File, part: PartFile) -> list[str]:
         keys, ends = part.column("keys").tobytes(), part.column("key_ends").tolist()
-        columns = zip(part.column("offset").tolist(), part.column("size").tolist(), part.column("sha256"), strict=True)
+        spans = zip(part.column("offset").tolist(), part.column("size").tolist(), strict=True)
+        found = zip(images(file, spans), part.column("sha256"), strict=True)
         try:
-            with file.open() as opened:
-                wrong = [
-                    i
-                    for i, (offset, size, sha256) in enumerate(columns)
-                    if hashlib.sha256(read_at(opened.fileno(), offset, size)).digest() != sha256.tobytes()
-                ]
+            wrong = [i for i, (data, stated) in enumerate(found) if hashlib.sha256(data).digest() != stated.tobytes()]
         except OSError as error:
             raise DataError(f"{file.name}: cannot be read: {error.strerror}") from error
-        spans = [keys[ends[i - 1] if i else 0 : ends[i]] for i in wrong]
-        return [name_of(file.name, shown(one.decode("utf-8", "surrogateescape"))) for one in spans]
+        named = [keys[ends[i - 1] if i else 0 : ends[i]] for i in wrong]
+        return [name_of(file.name, shown(one.decode("utf-8", "surrogateescape"))) for one in named]
 
     with ThreadPoolExecutor(workers) as pool:
         wrong = [name for names in pool.map(changed, files.files, index.parts) for name in names]

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, ClassVar, TypeVar
 from weakref import finalize
 
 import numpy as np
@@ -22,7 +22,9 @@ from pixelspace.config import nearest, value
 from pixelspace.data.dataset import Picture, Pictures, Source
 from pixelspace.data.decode import examine, shown
 from pixelspace.data.file_cache import locked
+from pixelspace.data.preparation import Preparation
 from pixelspace.data.remote import Files, is_url, open_files
+from pixelspace.data.report import report_shards
 from pixelspace.data.shard_index import (
     BEGUN,
     MANIFEST,
@@ -210,6 +212,7 @@ class Shards(Source):
     and of shards, at most `max_bad_share` may be bad. Shards from elsewhere are kept in a cache of `cache_gib`.
     """
 
+    kind: ClassVar[str] = "tar shards"
     path: str
     max_bad_share: float = 0.1
     text_key: str | None = None
@@ -245,6 +248,9 @@ class Shards(Source):
             if name.lower().endswith(COMPRESSED):
                 raise DataError(f"{name}: compressed: members can only be read in order; decompress it to a .tar")
         return files, indexed, folder
+
+    def prepare(self, cache: Path, how: Preparation) -> None:
+        report_shards(*self.locate(cache, how.out), how, self.max_bad_share)
 
     def open(self, cache: Path | None = None) -> ShardsDataset:
         return with_cache(self._open, cache)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pixelspace.data.sidecars import parse
 from pixelspace.errors import DataError
 
+TABLES = "results_*.csv"
 _COLUMNS = ("videoid", "page_dir", "name")
 
 
@@ -43,7 +44,7 @@ def find(root: Path, table: str) -> str:
         if not (root / table).is_file():
             raise DataError(f"{root / table}: no such file; set table to the name of a CSV at the top of the folder")
         return table
-    found = sorted(path.name for path in root.glob("results_*.csv"))
+    found = sorted(path.name for path in root.glob(TABLES))
     if len(found) > 1:
         raise DataError(f"{root}: found {' and '.join(found)}; set table to the one that is meant")
     return found[0] if found else ""

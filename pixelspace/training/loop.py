@@ -355,7 +355,7 @@ class StageRun:
             self.state.unreadable.append(self.images)
         recent = [at for at in self.state.unreadable if at > self.images - UNREADABLE_WINDOW]
         self.state.unreadable = recent
-        if len(recent) > UNREADABLE_MAX:
+        if raw.bad and len(recent) > UNREADABLE_MAX:  # what was mended since the last start may go on
             self.save()
             raise DataError(
                 f"{len(recent)} of the last {UNREADABLE_WINDOW:,} samples could not be read "

@@ -63,8 +63,8 @@ def test_programs_share_the_shards_by_rank(cli, shards, monkeypatch):
 
 
 def test_prepare_refuses_settings_that_a_folder_of_images_would_ignore(cli, pictures):
-    for setting in ("--verify", "--out=x", "--text-key=caption", "--workers=2"):
-        refused(cli("prepare", pictures, setting), 2, setting.partition("=")[0], "is for tar shards")
+    for setting in ("--verify", "--out=x", "--text-key=caption", "--workers=2", "--cache-gib=1", "--frames=8"):
+        refused(cli("prepare", pictures, setting), 2, f"{setting.partition('=')[0]} is not for a folder of images")
     refused(cli("prepare", pictures, "--workers=0"), 2, "--workers must be at least 1")
 
 

@@ -32,6 +32,7 @@ from pixelspace.data.latents import (
 )
 from pixelspace.data.loader import Data, Positions, batches, to_model_space
 from pixelspace.data.order import Shuffled
+from pixelspace.data.preparation import Preparation
 from pixelspace.data.transforms import Cut, fit
 from pixelspace.errors import DataError, NumericalError, ResourceError, UserError
 from pixelspace.interop.kl_vae import open_vae
@@ -95,6 +96,28 @@ def test_a_sample_is_what_the_codec_stores_of_the_image(images, vae, whole):
             latents[i].image, latents.cut(i, Cut((16, 16))).image
         )
     assert not torch.equal(latents[0].image, latents.cut(0, Cut((16, 16), flip=True)).image)
+
+
+def test_preparing_latents_reads_all_of_them_once(copy, tmp_path):
+    said = list[str]()
+    Latents(str(copy)).prepare(tmp_path / "cache", Preparation(said.append))
+    assert said == ["a folder of latents: 11 samples, 2 classes", "captions: 7 samples have one, 4 none"]
+    with pytest.raises(UserError, match="--workers is not for a folder of latents"):
+        Latents(str(copy)).prepare(tmp_path / "cache", Preparation(said.append, workers=2))
+    path = shard_path(copy, 1)
+    begin = path.read_bytes().index(b"cat/4.png")
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(b"d")
+    with pytest.raises(DataError, match="sample 4 is damaged"):
+        Latents(str(copy)).prepare(tmp_path / "cache", Preparation(said.append))
+    assert len(said) == 2
+
+
+def test_only_images_are_encoded(whole, vae, tmp_path):
+    with pytest.raises(UserError, match="LatentDataset: its samples are no images"):
+        encode_images(Latents(str(whole)).open(), tmp_path / "out", vae, **PLAN)
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_are_plain_safetensors(whole):
