@@ -201,7 +201,7 @@ class StageRun:
             evaluator.check(self.dataset.holds_images, self.weights_folder)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng, say)
         self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
-        self.reader = open_reader(stage, self.dataset, self.train_ids, device)
+        self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
         self.nothing = nothing(self.reader)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
