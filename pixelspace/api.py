@@ -126,7 +126,7 @@ class Model:
         if config.text is None:
             raise UserError("text: this model reads no text; leave it out")
         if self._reader is None:
-            reader = config.text.open(self.device)
+            reader = config.text.filled().open(self.device)  # an image must not depend on the prompts beside it
             check_widths(reader, config.backbone)
             if config.text_identity and reader.identity != config.text_identity:
                 raise UserError(

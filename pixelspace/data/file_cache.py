@@ -26,10 +26,13 @@ def locked(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    yield file
-                    return
+            try:
+                stands = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                stands = False
+            if stands:
+                yield file
+                return
 
 
 def _abandoned(draft: Path) -> bool:

@@ -20,7 +20,7 @@ from pixelspace.data.tar import Member, members, read_at
 from pixelspace.errors import DataError
 
 PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
-MAX_NUMBERS = 256  # names of numbers in a shard's metadata
+MAX_NUMBERS = 256  # names of numbers in a shard's metadata, and likewise of its keys and of suffixes
 _MAX_JSON, _MAX_LABEL, _MAX_NAME = 1 << 20, 64, 100
 _READ = {".txt": (MAX_TEXT, "caption"), ".json": (_MAX_JSON, "metadata"), ".cls": (_MAX_LABEL, "label")}
 
@@ -207,7 +207,9 @@ def _kept(found: list[Member], scan: Scan) -> list[tuple[Member, str]]:
         if suffix in SUFFIXES or suffix in _READ or member.refused:
             kept.append((member, suffix))
         else:
-            scan.ignored[shown(suffix) or "without suffix"] += 1
+            what = shown(suffix)[:_MAX_NAME] or "without suffix"
+            known = what in scan.ignored or len(scan.ignored) < MAX_NUMBERS
+            scan.ignored[what if known else "of yet other suffixes"] += 1
             if PurePosixPath(member.name).suffix.lower() in PICKLES:
                 scan.pickles.append(shown(member.name))
     return kept
@@ -266,10 +268,10 @@ def scan_shard(file: int, size: int, text_key: str | None = None, look: Examine 
             else:
                 scan.ignored["numbers with odd names, or too many of them"] += 1
                 del row.numbers[name]
-        if text_key in metadata or len(scan.text_keys) < MAX_NUMBERS:
-            scan.text_keys.update(
-                name for name, text in metadata.items() if isinstance(text, str | list) and _is_a_name(name)
-            )
+        for name, text in metadata.items():
+            room = name == text_key or len(scan.text_keys) < MAX_NUMBERS
+            if room and isinstance(text, str | list) and _is_a_name(name):
+                scan.text_keys.add(name)
         scan.blank += blank
         scan.rows.append(row)
     return scan

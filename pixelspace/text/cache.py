@@ -234,10 +234,6 @@ class CachedReader(Reader):
         return [int(self._part(part).get_slice("lengths")[i : i + 1].item()) for part, i in places]
 
 
-def _whatever_fill(encoder: TextEncoder) -> TextEncoder:
-    return replace(encoder, fill=True)  # type: ignore[type-var]  # stored embeddings have no padding
-
-
 @value
 class Cached(TextEncoder):
     """The embeddings that `pixelspace embed` wrote into the folder `path` with `encoder`, whose weights need not be on
@@ -262,6 +258,9 @@ class Cached(TextEncoder):
     def direct(self) -> TextEncoder:
         return self.encoder
 
+    def filled(self) -> "Cached":
+        return replace(self, encoder=self.encoder.filled())
+
     def identity(self) -> str | None:
         return self.encoder.identity()
 
@@ -269,7 +268,7 @@ class Cached(TextEncoder):
         root = Path(self.path)
         manifest, identity = read_manifest(root), self.encoder.identity()
         plan = manifest.plan
-        same = _whatever_fill(self.encoder) == plan.encoder if identity is None else identity == plan.identity
+        same = self.encoder.filled() == plan.encoder if identity is None else identity == plan.identity
         if not same:
             raise UserError(
                 f"{root}: embeddings of {plan.encoder} ({plan.identity}), the recipe's encoder is {self.encoder} "
@@ -415,7 +414,7 @@ def embed_captions(
         raise DataError(f"none of {samples:,} samples has a caption; there is nothing to embed")
     reader = encoder.direct.open(device)
     plan = Plan(
-        encoder=_whatever_fill(encoder.direct),
+        encoder=encoder.direct.filled(),  # stored embeddings have no padding
         identity=reader.identity,
         width=reader.width,
         pooled_width=reader.pooled_width,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class TextEncoder(ABC):
     def direct(self) -> "TextEncoder":
         """The encoder that reads any caption, where this one looks up what another has read."""
         return self
+
+    def filled(self) -> "TextEncoder":
+        """The same encoder, with `fill`: what it gives of a caption has one shape, whichever others stand beside it."""
+        return replace(self, fill=True)  # type: ignore[type-var]  # every encoder is a value
 
     def identity(self) -> str | None:
         """The identity of its reader, found without filling memory with it; None where its weights are not on this

@@ -172,6 +172,13 @@ def _check_buckets(stage: Stage, dataset: Dataset) -> None:
             raise UserError(f"stage {stage.name!r}: data.buckets gives {height}x{width}: {error}") from error
 
 
+def _compiled(network: nn.Module, stage: Stage) -> Callable[..., Tensor]:
+    """The network, compiled for each size of a batch: beyond its limit torch would run it as it stands, and slowly."""
+    sizes = len(stage.data.bucket_sizes(stage.size))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, sizes + 1)
+    return torch.compile(network)
+
+
 class StageRun:
     """A stage on its way: what its steps share."""
 
@@ -201,14 +208,14 @@ class StageRun:
             evaluator.check(self.dataset.holds_images, self.weights_folder)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng, say)
         self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
-        self.reader = open_reader(stage, self.dataset, self.train_ids, device)
+        self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
         self.nothing = nothing(self.reader)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
         self.state = State(network, Average(network), stage.optimizer.build(network))
         self._resume_or_start(weights, ancestor)
-        compiled = torch.compile(network) if stage.compile else network
+        compiled = _compiled(network, stage) if stage.compile else network
 
         def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
             with autocast(stage, device):

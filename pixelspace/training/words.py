@@ -28,26 +28,31 @@ def check_widths(reader: Reader, backbone: BackboneConfig) -> None:
         )
 
 
-def open_reader(stage: Stage, dataset: Dataset, ids: np.ndarray, device: torch.device) -> Reader | None:
-    """The stage's text encoder; None: its network reads no text.
+def open_reader(
+    stage: Stage, dataset: Dataset, train_ids: np.ndarray, held_ids: np.ndarray, device: torch.device
+) -> Reader | None:
+    """The stage's text encoder, which keeps in mind what it reads of a small training set; None: its network reads no
+    text.
 
     Raises:
         UserError: the encoder's widths are not the network's.
-        DataError: samples among `ids` have no caption.
+        DataError: samples to train on, or held out, have no caption.
     """
     if stage.text is None:
         return None
-    reader, counts = stage.text.open(device), dataset.column("captions")[ids]
+    reader, counts = stage.text.open(device), dataset.column("captions")
     check_widths(reader, stage.backbone)
-    if len(bare := ids[counts == 0]):
-        way = "give them one" if len(bare) == len(ids) else 'leave them out by data.keep: Keep("captions", low=1)'
-        raise DataError(
-            f"stage {stage.name!r}: {len(bare):,} of {len(ids):,} training samples have no caption, the first is "
-            f"{dataset.name(int(bare[0]))}; {way}"
-        )
-    if counts.sum() * stage.text.length * reader.width > _REMEMBERED:
-        return reader
-    return Remembered(reader, (text for index in ids.tolist() for text in dataset.texts(index)))
+    for what, ids in (("training", train_ids), ("validation", held_ids)):
+        if len(bare := ids[counts[ids] == 0]):
+            way = "give them one" if len(bare) == len(ids) else 'leave them out by data.keep: Keep("captions", low=1)'
+            raise DataError(
+                f"stage {stage.name!r}: {len(bare):,} of {len(ids):,} {what} samples have no caption, the first is "
+                f"{dataset.name(int(bare[0]))}; {way}"
+            )
+    # Of captions that cannot be read the number is NaN: they are left to where a sample is replaced by another.
+    if counts[train_ids].sum() * stage.text.length * reader.width <= _REMEMBERED:
+        return Remembered(reader, (text for index in train_ids.tolist() for text in dataset.texts(index)))
+    return reader
 
 
 def with_text(batch: Batch, texts: Sequence[str], reader: Reader | None) -> Batch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pixelspace.data import remote
-from pixelspace.data.file_cache import FileCache
+from pixelspace.data.file_cache import FileCache, locked
 from pixelspace.data.remote import expand, open_files
 from pixelspace.errors import DataError, ResourceError, UserError
 
@@ -268,6 +268,12 @@ def test_drafts_of_killed_processes_make_room(tmp_path):
     assert list(folder.iterdir()) == [path]
 
 
+def test_what_fails_under_a_lock_comes_out_as_it_is(tmp_path):
+    for error in (FileNotFoundError(2, "gone"), KeyError("other")):
+        with pytest.raises(type(error)), locked(tmp_path / "lock"):
+            raise error
+
+
 def test_a_cache_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"):
@@ -277,7 +283,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
 FETCHING = """
 import sys, time
 from pathlib import Path
-from pixelspace.data.file_cache import FileCache
+from pixelspace.data.file_cache import FileCache, locked
 folder, log, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 cache = FileCache(folder, 2500)
 for step in range(60):

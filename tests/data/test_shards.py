@@ -253,6 +253,20 @@ def test_names_of_any_bytes_are_kept_and_shown_safely(tmp_path):
     assert all(line.isprintable() for line in indexed(tmp_path / "in", tmp_path / "index").summary().split("\n"))
 
 
+def test_a_shard_of_endless_suffixes_and_keys_can_be_indexed(tmp_path):
+    pairs = {f"{'k' * 90}{i:05d}": "text" for i in range(9000)}
+    both = [("0.png", png(0)), ("0.json", json.dumps({**pairs, "last": "caption"}).encode())]
+    dotted = [(f"photo.{i:05d}{'x' * 80}.dat", b"") for i in range(14_000)]
+    write_tar(tmp_path / "in" / "a.tar", [*both, *dotted], tarfile.USTAR_FORMAT)
+    for text_key in (None, "last"):
+        index = indexed(tmp_path / "in", tmp_path / f"by {text_key}", text_key)
+        index.check(0)
+        (part,) = (one.part for one in index.manifest.shards)
+        assert (part.good, part.captioned) == (1, int(text_key is not None))
+        assert sum(dict(part.ignored).values()) == len(dotted) and len(part.ignored) == 257
+        assert len(part.text_keys) == 256 + (text_key is not None)
+
+
 def test_numbers_with_odd_names_or_values_are_left_out(tmp_path):
     row = {"ok": 1, "big": 10**400, "inf": 1e999, "a\nb": 1, "n" * 101: 1, "text": "5"}
     row |= {f"x{i:03}": i for i in range(300)}

@@ -3,9 +3,11 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pixelspace.data.buckets import Buckets
 from pixelspace.data.emoji import Emoji
@@ -258,6 +260,18 @@ def test_batches_of_several_shapes_are_learnt_and_resumed_to_the_same_bits(shape
     stage = begun(tmp_path / "whole" / "00-train", tmp_path / "again", 5)
     train(shapes, tmp_path / "again")
     assert_same_bits(parts_of(stage), parts_of(tmp_path / "whole" / "00-train"))
+
+
+def test_a_compiled_network_has_a_graph_for_each_shape_of_a_batch_and_no_other(shapes, train, tmp_path, monkeypatch):
+    seen, step = set(), loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *given: seen.add(given[3].images.shape) or step(*given))
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))  # quicker, and it counts
+    (stage,) = shapes.stages
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    train(replace(shapes, stages=(replace(stage, compile=True, images=6 * stage.batch),)), tmp_path)
+    assert graphs.frame_count == len(seen) > 1
 
 
 def test_a_bucket_that_the_network_cannot_hold_is_refused_before_anything_is_trained(shapes, train, tmp_path):

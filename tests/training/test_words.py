@@ -10,11 +10,13 @@ import torch
 
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.folder import Folder
+from pixelspace.data.huggingface import HuggingFace
 from pixelspace.data.loader import Data
 from pixelspace.errors import DataError, UserError
 from pixelspace.nn.text import Text
 from pixelspace.objectives.denoising import dropped
-from pixelspace.text.bytes import Bytes
+from pixelspace.text.bytes import ByteReader, Bytes
+from pixelspace.text.remembered import Remembered
 from pixelspace.training import checkpoint, words
 from pixelspace.training.describe import describe
 from pixelspace.training.memory import activation_bytes
@@ -98,6 +100,20 @@ def test_samples_without_captions_are_named(told, train, tmp_path):
     (pictures / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=r"1 of 24 training samples have no caption, the first is 005.png; leave them"):
         train(Recipe("bare", (replace(stage, data=replace(data, holdout=0.0)),)), tmp_path / "run")
+    data = replace(data, holdout=0.9)
+    with pytest.raises(DataError, match=r"1 of 22 validation samples have no caption, the first is 005.png; leave"):
+        train(Recipe("bare", (replace(stage, data=data),)), tmp_path / "run")
+
+
+def test_captions_of_which_one_cannot_be_read_are_not_all_kept_in_mind(told, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (stage,) = told.stages
+    for last, kind in (("good", Remembered), ("a\0b", ByteReader)):
+        texts = {"image": [None] * 3, "text": ["one", "two", last]}
+        features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+        datasets.Dataset.from_dict(texts, features=features).save_to_disk(tmp_path / kind.__name__)
+        dataset = HuggingFace(str(tmp_path / kind.__name__), text_key="text").open()
+        assert type(words.open_reader(stage, dataset, np.arange(3), np.arange(0), CPU)) is kind
 
 
 def test_an_encoder_of_another_width_is_refused(told):
@@ -105,7 +121,7 @@ def test_an_encoder_of_another_width_is_refused(told):
     narrow = replace(stage, backbone=replace(stage.backbone, text=replace(stage.backbone.text, width=384)))
     dataset = Emoji().open()
     with pytest.raises(UserError, match="tokens of width 256 and pooled text of 256; the network reads 384 and 256"):
-        words.open_reader(narrow, dataset, np.arange(len(dataset)), CPU)
+        words.open_reader(narrow, dataset, np.arange(len(dataset)), np.arange(0), CPU)
 
 
 @pytest.mark.parametrize(
