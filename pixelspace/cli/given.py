@@ -59,6 +59,17 @@ def _judged(recipe: "Recipe", protocols: tuple[str, ...], every_images: int | No
     return replace(recipe, stages=tuple(map(judged, recipe.stages)))
 
 
+def _recipe(name: str, described: Any) -> "Recipe":
+    from pixelspace.config import from_data
+    from pixelspace.recipes.values import VALUES
+    from pixelspace.training.stage import Recipe
+
+    recipe = from_data(described, VALUES)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name}: expected a Recipe, found {type(recipe).__name__}")
+    return recipe
+
+
 def recipe_of(
     name: str,
     data: str | Path | None = None,
@@ -69,7 +80,6 @@ def recipe_of(
 ) -> "Recipe":
     from pixelspace.config import from_data, nearest, override, read_json, to_data
     from pixelspace.recipes.values import VALUES
-    from pixelspace.training.stage import Recipe
 
     path = Path(name)
     if name in RECIPES:
@@ -82,14 +92,18 @@ def recipe_of(
         described = to_data(_function(name)())
     else:
         raise UserError(f"no recipe {name!r} (nor a run, recipe.json or file.py:function); {nearest(name, RECIPES)}")
+    # First, so that what they put there can be set.
+    if text is not None or data is not None:
+        recipe = _recipe(name, described)
+        recipe = recipe if text is None else _read_by(recipe, text)
+        stages = recipe.stages if data is None else tuple(_with_data(stage, str(data)) for stage in recipe.stages)
+        described = to_data(replace(recipe, stages=stages))
     flat = [setting for group in settings for setting in group]
     # What judges is there to be set only once --judge has put it there.
     late = [setting for setting in flat if judge and "evaluators" in setting.partition("=")[0].split(".")]
     for setting in flat:
         described = described if setting in late else override(described, setting)
-    recipe = from_data(described, VALUES)
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{name}: expected a Recipe, found {type(recipe).__name__}")
+    recipe = _recipe(name, described)
     if judge:
         described = to_data(_judged(recipe, judge, judge_images))
         for setting in late:
@@ -97,10 +111,6 @@ def recipe_of(
         recipe = from_data(described, VALUES)
     elif judge_images is not None:
         raise UserError("--judge-images: name a protocol by --judge, too")
-    if text is not None:
-        recipe = _read_by(recipe, text)
-    if data is not None:
-        recipe = replace(recipe, stages=tuple(_with_data(stage, str(data)) for stage in recipe.stages))
     return recipe
 
 

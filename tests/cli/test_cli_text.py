@@ -101,3 +101,17 @@ def test_a_model_of_text_is_judged_by_its_training_captions_or_given_ones(cli, t
     refused(
         cli("evaluate", told, "--protocol", "coco30k", "--out", "coco"), 2, "coco30k draws by captions", "--prompts"
     )
+
+
+def test_what_data_and_text_put_into_a_recipe_can_be_set(cli):
+    given = ("--data", "cc12m/{00000..00009}.tar", "--text", "minilm", "--json")
+    settings = (
+        "stages.0.data.source.text_key=long",
+        "stages.0.text.length=20",
+        "stages.0.data.source.max_bad_share=0.5",
+    )
+    code, out, err = cli("show", "hdit-text-debug", *given, "--set", *settings)
+    assert code == 0, err
+    (stage,) = json.loads(out)["stages"]
+    assert stage["data"]["source"]["type"] == "Shards" and stage["data"]["source"]["text_key"] == "long"
+    assert stage["text"] == {"type": "MiniLM", "length": 20, "fill": True}
