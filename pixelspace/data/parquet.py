@@ -25,6 +25,7 @@ from pixelspace.data.preparation import Preparation
 from pixelspace.data.remote import File, Files, is_url, open_files
 from pixelspace.data.report import report_shards
 from pixelspace.data.shard_index import Indexed, build_index
+from pixelspace.data.shard_part import AGAIN
 from pixelspace.data.shards import ShardsDataset, with_cache
 from pixelspace.errors import DataError, ResourceError
 
@@ -135,7 +136,8 @@ class Parquet(Source):
                 index = build_index(files, indexed, folder, scanner=partial(scan_rows, wanted, classes))
         except OSError as error:
             raise ResourceError(f"{folder}: cannot be written: {error.strerror}; give another cache folder") from error
-        assert index is not None
+        if index is None:
+            raise DataError(f"{folder}: parts of this index are damaged or gone; {AGAIN}")
         index.check(self.max_bad_share)
         good = np.array([one.part.good for one in index.manifest.shards], dtype=np.int64)
         fingerprint = hashlib.sha256(json.dumps([index.fingerprint, classes]).encode()).hexdigest()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,33 +26,22 @@ from pixelspace.config import to_data
 from pixelspace.data.dataset import Dataset
 from pixelspace.data.grid import grid_image, save_image
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read, to_model_space
-from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
+from pixelspace.errors import DataError, NumericalError, Stopped, UserError
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.random import Rng
 from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
-from pixelspace.training.optim import load_state_by_name, set_rate, state_by_name
+from pixelspace.training.optim import set_rate
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
-from pixelspace.training.stage import Inherit, Recipe, Stage
+from pixelspace.training.stage import Recipe, Stage
+from pixelspace.training.state import State, restore, start_from, tensors_of
 from pixelspace.training.words import nothing, open_reader, with_text
 from pixelspace.types import Cond, Evaluator, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
-
-
-@dataclass
-class State:
-    """What a checkpoint holds."""
-
-    network: nn.Module
-    average: Average
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    bad_steps: list[int] = field(default_factory=list)
-    unreadable: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,41 +83,6 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return StepReport(each, torch.cat(sigmas), loss, grad_norm, finite)
-
-
-def _parts(state: State) -> dict[str, Mapping[str, Tensor]]:
-    return {
-        "model": state.network.state_dict(),
-        "ema": state.average.tensors,
-        "optimizer": state_by_name(state.optimizer),
-    }
-
-
-def _restore(state: State, parts: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Any]) -> None:
-    load_weights(state.network, parts["model"])
-    _load_average(state, parts["ema"], saved["ema_updates"])
-    load_state_by_name(state.optimizer, parts["optimizer"])
-    state.step, state.bad_steps, state.unreadable = saved["step"], saved["bad_steps"], saved["unreadable"]
-
-
-def _load_average(state: State, tensors: Mapping[str, Tensor], updates: int) -> None:
-    device = next(state.network.parameters()).device
-    state.average.tensors = {name: tensors[name].to(device).clone() for name in state.average.tensors}
-    state.average.updates = updates
-
-
-def _start_from(state: State, init: Inherit, ancestor: Path) -> None:
-    """Weights, and on request average and moments, of an earlier stage's last checkpoint."""
-    resumed = checkpoint.resume(ancestor / "checkpoints")
-    if resumed is None:
-        raise CheckpointError(f"{ancestor}: stage {init.stage!r} has no checkpoint to inherit; train it first")
-    parts = resumed.contents.parts
-    load_weights(state.network, parts["ema" if init.weights == "ema" else "model"])
-    state.average = Average(state.network)
-    if init.ema == "carry":
-        _load_average(state, parts["ema"], resumed.contents.state["ema_updates"])
-    if init.optimizer:
-        load_state_by_name(state.optimizer, parts["optimizer"])
 
 
 @contextmanager
@@ -248,13 +202,13 @@ class StageRun:
                 torch.set_num_threads(saved["threads"])
             if weights is not None:
                 self.say("--from is not used: the stage goes on from its own checkpoint")
-            _restore(self.state, resumed.contents.parts, saved)
+            restore(self.state, resumed.contents.parts, saved)
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
         elif weights is not None:
             load_weights(self.state.network, weights)
             self.state.average = Average(self.state.network)
         elif self.stage.init and ancestor is not None:
-            _start_from(self.state, self.stage.init, ancestor)
+            start_from(self.state, self.stage.init, ancestor)
 
     @property
     def images(self) -> int:
@@ -284,7 +238,7 @@ class StageRun:
             "threads": torch.get_num_threads(),
             "versions": {"pixelspace": pixelspace.__version__, "torch": torch.__version__},
         }
-        parts = {**_parts(state), **({"nothing": self.nothing} if self.nothing else {})}
+        parts = {**tensors_of(state), **({"nothing": self.nothing} if self.nothing else {})}
         checkpoint.save(self.folder / "checkpoints", state.step, parts, saved)
         every = max(1, stage.save_images // stage.batch) * stage.keep_every
         best = {step for step, _, _ in judging.best_steps(stage, self.folder).values()}
