@@ -161,9 +161,8 @@ def embed(
         quiet: No progress bar.
     """
     from pixelspace import dist
-    from pixelspace.config import to_data
     from pixelspace.errors import UserError
-    from pixelspace.text.cache import Cached, embed_captions
+    from pixelspace.text.cache import embed_captions
     from pixelspace.text.named import encoder_of
 
     if not 0 < max_gib < 2**20:
@@ -190,8 +189,7 @@ def embed(
         f"({reader.bytes / done.distinct:,.0f} a caption): {out}"
     )
     print(f"longer than {by.length} tokens and cut there: {reader.cut:,} ({reader.cut / done.distinct:.2%})")
-    setting = shlex.quote("stages.*.text=" + json.dumps(to_data(Cached(by.direct, str(out.resolve())))))
     print(
-        f"pixelspace train RECIPE --data {shlex.quote(data)} --set {setting}  "
+        f"pixelspace train RECIPE --data {shlex.quote(data)} --text {shlex.quote(str(out))}  "
         f"# a network that reads text of width {reader.width}, pooled {reader.pooled_width}"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixelspace.config import from_data
 from pixelspace.text.bytes import Bytes
 from pixelspace.text.cache import Cached
+from pixelspace.text.named import encoder_of
 from pixelspace.text.pretrained import Pretrained
 from tests.cli.conftest import as_files, refused, squares
 
@@ -37,10 +37,9 @@ def test_embed_says_what_it_kept_and_how_to_train_with_it(cli, captioned, tmp_pa
     assert f"captions, 5 distinct ones with the empty one, {size:,} bytes ({size / 5:,.0f} a caption): out" in said
     assert "longer than 24 tokens and cut there: 1 (20.00%)" in said and "text of width 256, pooled 256" in said
     words = shlex.split(said.splitlines()[-1], comments=True)
-    assert words[:6] == ["pixelspace", "train", "RECIPE", "--data", str(captioned), "--set"]
-    name, _, value = words[6].partition("=")
-    made = from_data(json.loads(value), {"Cached": Cached, "Bytes": Bytes})
-    assert name == "stages.*.text" and made == Cached(Bytes(24), str(tmp_path / "out"))
+    assert words == ["pixelspace", "train", "RECIPE", "--data", str(captioned), "--text", "out"]
+    made = encoder_of(words[-1])
+    assert made == Cached(Bytes(24), str(tmp_path / "out"))
     found, direct = (one.open(torch.device("cpu"))(["a blue square", ""]) for one in (made, made.direct))
     assert torch.equal(found.tokens, direct.tokens) and torch.equal(found.mask, direct.mask)
     assert embed(cli, captioned, "--length", "24", "--batch", "1") == (0, said, "")
