@@ -22,7 +22,7 @@ from pixelspace.evaluation.features import Extractor, Opened, in_batches
 from pixelspace.evaluation.resize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, RESIZERS
 from pixelspace.evaluation.weights import Weights, WeightsFile, sha256_of
 from pixelspace.foreign import read_config
-from pixelspace.text.library import library, load_model, reading
+from pixelspace.text.huggingface import library, load_model, reading
 
 _DINOV2_SIZE = 224
 _LICENCES = {"facebook": "Apache-2.0", "openai": "MIT", "laion": "MIT"}

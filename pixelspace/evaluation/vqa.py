@@ -19,7 +19,7 @@ from pixelspace.evaluation.features import full_precision
 from pixelspace.evaluation.pretrained import find_model
 from pixelspace.evaluation.weights import Weights, sha256_of
 from pixelspace.foreign import read_config
-from pixelspace.text.library import library, load_model, reading
+from pixelspace.text.huggingface import library, load_model, reading
 
 VQA = Callable[[Tensor, str], str]
 """(uint8 image (3, H, W), question) to an answer in lower case without spaces around it."""

@@ -15,7 +15,7 @@ from pixelspace.errors import CheckpointError, UserError
 from pixelspace.foreign import read_config
 from pixelspace.text.encoder import Encoded, Reader, check_unicode
 from pixelspace.text.families import FAMILIES, Family
-from pixelspace.text.library import library, load_model
+from pixelspace.text.huggingface import library, load_model
 from pixelspace.text.tokens import FILES, Form, Tokenizer, open_tokenizer
 
 # The network always sees this many captions, filled up to one of few lengths, and one more of a single token: so little

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.text.library import library, reading
+from pixelspace.text.huggingface import library, reading
 
 Form = Literal["library", "mdm", "mdm-training"]
 
