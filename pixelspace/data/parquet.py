@@ -48,7 +48,7 @@ class ParquetDataset(ShardsDataset):
     def files(self) -> np.ndarray:
         """The first sample of each row group."""
         found = []
-        for start, part in zip(self._starts, self._parts, strict=False):
+        for start, part in zip(self._starts[:-1], self._parts, strict=True):
             found.append(start + np.flatnonzero(np.diff(part.column("offset") >> GROUP_BITS, prepend=0)))
         return np.concatenate(found)
 

@@ -49,9 +49,9 @@ def _readable(where: str) -> Iterator[None]:
     pa = _pyarrow()
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, NotImplementedError, MemoryError, pa.ArrowException) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{where}: cannot be read as Parquet: {shown(' '.join(str(error).split())[:200])}") from error
 
 

@@ -1,18 +1,13 @@
 """Clips out of files: every frame the one it is said to be, and one line for every file that is none."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
-
-if not importlib.util.find_spec("av"):
-    pytest.skip("needs the extra video", allow_module_level=True)
-
-import av
 
 from pixelspace.data import clip_file
 from pixelspace.data.clip_file import examine, frames

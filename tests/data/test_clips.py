@@ -1,6 +1,5 @@
 """Folders of clips: which are good, which captions they have, and what comes out as batches."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -10,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-if not importlib.util.find_spec("av"):
-    pytest.skip("needs the extra video", allow_module_level=True)
 
 from pixelspace.config import from_data, to_data
 from pixelspace.data import clip_index

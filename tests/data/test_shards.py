@@ -47,7 +47,8 @@ def verdicts(tmp_path: Path, members: Members, text_key: str | None = None) -> t
     (part,) = index.parts
     good = part.column("keys").tobytes().decode("utf-8", "surrogateescape")
     ends = part.column("key_ends").tolist()
-    return [good[a:b] for a, b in zip([0, *ends], ends, strict=False)], {k: why for _, k, why in index.rejects() if k}
+    names = [good[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    return names, {key: why for _, key, why in index.rejects() if key}
 
 
 # Samples
