@@ -72,6 +72,17 @@ class BackboneConfig(ABC):
         """Height and width of the patches that `keep` numbers row by row; None: all of x is needed."""
         return None
 
+    @property
+    def positions(self) -> Mapping[str, tuple[int, int]]:
+        """Learnt or fixed tables of positions by name, each with its grid (down, across): rows in its next-to-last axes
+        are the grid's, row by row, after those that have no place on it."""
+        return {}
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        """How many values of the image enter as one token or place, and how many numbers that is then."""
+        raise NotImplementedError
+
     @abstractmethod
     def build(self) -> nn.Module:
         """The network, with fresh weights."""

@@ -198,6 +198,10 @@ class HDiTConfig(BackboneConfig):
             raise ValueError(f"HDiTConfig: mapping_dropout must be in [0, 1), found {self.mapping_dropout}")
 
     @property
+    def entry(self) -> tuple[int, int]:
+        return self.channels * self.patch[0] * self.patch[1], self.levels[0].width
+
+    @property
     def text_widths(self) -> tuple[int, int] | None:
         return None if self.text is None else (self.text.width, self.text.pooled)
 
@@ -326,7 +330,7 @@ class HDiT(nn.Module):
         self.config = config
         self.checkpointing = False
         some = ["label"] * (config.num_classes > 0) + ["mapping"] * (config.mapping_cond > 0)
-        words = ["text", "text_mask", "pooled"] if config.text else []
+        words = config.text.takes if config.text else ()
         self.takes = frozenset(["aug", *some, *words, *config.micro])
         self.patch_in = TokenMerge(config.channels, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, m)

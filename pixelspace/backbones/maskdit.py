@@ -92,6 +92,14 @@ class MaskDiTConfig(BackboneConfig):
         return self.patch, self.patch
 
     @property
+    def positions(self) -> dict[str, tuple[int, int]]:
+        return {"pos_embed": self.grid, **({"decoder_pos_embed": self.grid} if self.decoder else {})}
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        return self.channels * self.patch**2, self.width
+
+    @property
     def text_widths(self) -> tuple[int, int] | None:
         return None if self.text is None else (self.text.width, self.text.pooled)
 
@@ -256,7 +264,7 @@ class MaskDiT(nn.Module):
         d, decoder = config.width, config.decoder
         self.config = config
         self.checkpointing = False
-        words = ["text", "text_mask", "pooled"] if config.text else []
+        words = list(config.text.takes) if config.text else []
         self.takes = frozenset(["label"] * (config.num_classes > 0) + ["feature"] * (config.feature > 0) + words)
         self.cls_token = nn.Parameter(torch.empty(1, 1, d)) if config.cls_token else None
         self.pos_embed = _table(config.grid, d, config.cls_token)

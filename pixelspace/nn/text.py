@@ -14,7 +14,7 @@ from pixelspace.types import Cond
 
 @value
 class Text:
-    """How a network reads text whose tokens are `width` wide and whose pooled form is `pooled` wide.
+    """How a network reads text whose tokens are `width` wide and whose pooled form is `pooled` wide (0: not read).
 
     Tokens are brought to `inner` numbers each; `depth` layers of self-attention over them learn with the network, which
     an encoder that knows a language does without and one of bytes needs.
@@ -27,10 +27,15 @@ class Text:
     head_dim: int = 64
 
     def __post_init__(self) -> None:
-        if min(self.width, self.pooled, self.inner, self.head_dim) < 1 or self.depth < 0:
-            raise ValueError("Text: width, pooled, inner and head_dim must be positive, depth not negative")
+        if min(self.width, self.inner, self.head_dim) < 1 or min(self.pooled, self.depth) < 0:
+            raise ValueError("Text: width, inner and head_dim must be positive, pooled and depth not negative")
         if self.inner % self.head_dim:
             raise ValueError(f"Text: inner {self.inner} is not a multiple of head_dim {self.head_dim}")
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The keys of cond that it reads."""
+        return ("text", "text_mask", "pooled") if self.pooled else ("text", "text_mask")
 
     def macs(self, out: int, tokens: int) -> int:
         """Multiply-accumulates of a `TextInput` that gives a summary of `out` numbers."""
@@ -75,7 +80,7 @@ class _Layer(nn.Module):
 class TextInput(nn.Module):
     """cond to tokens (B, L, inner), an additive mask (B, 1, 1, L) and a summary (B, out).
 
-    The summary is of the encoder's pooled text and of the mean of the tokens.
+    The summary is of the mean of the tokens and, where it is read, of the encoder's pooled text.
     """
 
     def __init__(self, text: Text, out: int):
@@ -84,7 +89,7 @@ class TextInput(nn.Module):
         self.layers = nn.ModuleList(_Layer(text.inner, text.head_dim) for _ in range(text.depth))
         self.out_norm = RMSNorm(text.inner)
         self.mean_proj = nn.Linear(text.inner, out, bias=False)
-        self.pooled_proj = nn.Linear(text.pooled, out, bias=False)
+        self.pooled_proj = nn.Linear(text.pooled, out, bias=False) if text.pooled else None
 
     def forward(self, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
         mask, x = cond["text_mask"], self.in_proj(cond["text"])
@@ -96,7 +101,8 @@ class TextInput(nn.Module):
             x = layer(x, additive)
         x = self.out_norm(x)
         mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return x, additive, self.mean_proj(mean) + self.pooled_proj(cond["pooled"])
+        summary = self.mean_proj(mean)
+        return x, additive, summary if self.pooled_proj is None else summary + self.pooled_proj(cond["pooled"])
 
 
 class CrossAttention(nn.Module):

@@ -19,8 +19,8 @@ _REMEMBERED = 1 << 28  # numbers of all captions of a data set: a gigabyte
 
 def check_widths(reader: Reader, backbone: BackboneConfig) -> None:
     """Raises UserError where an encoder gives text of other widths than the network reads."""
-    wanted = backbone.text_widths or (0, 0)
-    if (reader.width, reader.pooled_width) != wanted:
+    width, pooled = wanted = backbone.text_widths or (0, 0)
+    if reader.width != width or (pooled and reader.pooled_width != pooled):
         raise UserError(
             f"text: the encoder ({reader.identity}) gives tokens of width {reader.width} and pooled text of "
             f"{reader.pooled_width}; the network reads {wanted[0]} and {wanted[1]}: set backbone.text.width and "

@@ -6,6 +6,7 @@ import torch
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig, UViTConfig
 from pixelspace.nn.text import Text
 
 HDIT = HDiTConfig(
@@ -37,6 +38,11 @@ SELF_FEATURE = replace(MASKDIT, cls_token=True, encoder_feature=True, feature=6)
 
 TEXT_DIT = replace(MASKDIT, text=replace(TEXT, depth=0), cross=True)
 
+CORE = CoreConfig(16, 2, 8, (2, 3), cond_width=12, text=replace(TEXT, pooled=0), num_classes=4, dropout=0.1)
+SHALLOW = ShallowUViTConfig(CORE, stride=4, width=8)
+UVIT = UViTConfig(CORE, (8, 12), blocks=1, seam="affine")
+PLAIN_CORE = CoreConfig(16, 1, 8, (2, 2), cond_width=12)
+
 CASES = {
     "hdit": (HDIT, (16, 32)),
     "hdit-plain": (PLAIN, (8, 32)),
@@ -46,6 +52,10 @@ CASES = {
     "maskdit-cls-token": (CLS_TOKEN, (8, 12)),
     "maskdit-self-feature": (SELF_FEATURE, (8, 12)),
     "dit": (PLAIN_DIT, (8, 8)),
+    "shallow-uvit": (SHALLOW, (8, 12)),
+    "shallow-uvit-plain": (ShallowUViTConfig(PLAIN_CORE, stride=2, channels=1), (4, 4)),
+    "uvit": (UVIT, (16, 24)),
+    "uvit-plain": (UViTConfig(PLAIN_CORE, (8,), patch=1, seam="norm"), (4, 4)),
 }
 
 
