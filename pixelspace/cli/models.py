@@ -70,11 +70,13 @@ def train(
     is_run = (Path(recipe) / "recipe.json").is_file()
     run = Path(recipe) if is_run and out is None else out or Path("runs") / made.name
     chosen = pick_device(device)
-    weights = None
+    given = None
     if start_from is not None:
         from pixelspace.api import open_model
+        from pixelspace.training.inherit import Given
 
-        weights = open_model(start_from, "cpu").backbone.state_dict()
+        model = open_model(start_from, "cpu")
+        given = Given(str(start_from), model.backbone.state_dict(), model.config.backbone, model.config.codec)
     with opened_run(run, made, accept_changes=accept_changes):
         try:
             run_recipe(
@@ -83,7 +85,7 @@ def train(
                 device=chosen,
                 cache=cache_folder(),
                 trackers=track,
-                weights=weights,
+                given=given,
                 first=stage,
                 judges=weights_folder(),
                 progress=not quiet,

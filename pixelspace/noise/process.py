@@ -23,7 +23,9 @@ class Coeffs(NamedTuple):
 
 
 class Precond(ABC):
-    """What the network's output means."""
+    """What the network's output means. `says_noise`: all of the noise is in it, as in eps and v."""
+
+    says_noise = False
 
     @abstractmethod
     def __call__(self, sigma: Tensor) -> Coeffs:
@@ -49,6 +51,8 @@ class EDM(Precond):
 class VPEps(Precond):
     """Variance-preserving input, noise prediction (Ho et al. 2020)."""
 
+    says_noise = True
+
     def __call__(self, sigma: Tensor) -> Coeffs:
         return Coeffs(torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt())
 
@@ -56,6 +60,8 @@ class VPEps(Precond):
 @value
 class VPV(Precond):
     """Variance-preserving input, v = alpha noise - sigma_vp x0 (Salimans and Ho 2022)."""
+
+    says_noise = True
 
     def __call__(self, sigma: Tensor) -> Coeffs:
         alpha = (1 + sigma**2).rsqrt()
@@ -73,6 +79,8 @@ class X0(Precond):
 @value
 class RectifiedFlow(Precond):
     """Straight paths x_t = (1 - t) x0 + t noise with t = sigma / (1 + sigma), velocity noise - x0 (Liu et al. 2022)."""
+
+    says_noise = True
 
     def __call__(self, sigma: Tensor) -> Coeffs:
         scale = 1 / (1 + sigma)

@@ -1,5 +1,7 @@
 """An exponential moving average of a network's weights, warmed up (k-diffusion; Crowson et al. 2024)."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -28,21 +30,42 @@ class EMA:
 
 
 class Average:
-    """The averaged state of a network, by name: parameters in float32 or better, buffers as they are."""
+    """The averaged state of a network, by name: parameters in float32 or better, buffers as they are.
+
+    Of parameters that do not learn it is the network's own tensor. `born` says after how many updates a tensor came in,
+    for those that came later than the first: each is warmed up by its own count.
+    """
 
     def __init__(self, network: nn.Module):
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        own = network.state_dict()
+        still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        self.tensors = {name: tensor if name in still else tensor.detach().clone() for name, tensor in own.items()}
+        self.learnt = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.updates = 0
+        self.born: dict[str, int] = {}
+
+    def load(self, tensors: Mapping[str, Tensor], updates: int, born: Mapping[str, int]) -> None:
+        """Goes on from another average's tensors, of names that are given, after so many updates."""
+        for name in self.tensors.keys() & tensors.keys():
+            self.tensors[name].copy_(tensors[name])
+        self.updates, self.born = updates, dict(born)
+
+    def restart(self, network: nn.Module, names: Iterable[str]) -> None:
+        """Some tensors are the network's own again."""
+        own = network.state_dict()
+        for name in names:
+            self.tensors[name].copy_(own[name])
 
     @torch.no_grad()
     def update(self, network: nn.Module, ema: EMA) -> None:
         """Moves towards the network's weights by one step."""
         current = network.state_dict()
-        averaged = [name for name, _ in network.named_parameters()]
-        past: list[Tensor] = [self.tensors[name] for name in averaged]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            past, [current[name] for name in averaged], 1 - ema.decay(self.updates)
-        )
+        for born in sorted({0, *self.born.values()}):
+            averaged = [name for name in self.learnt if self.born.get(name, 0) == born]
+            past: list[Tensor] = [self.tensors[name] for name in averaged]
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                past, [current[name] for name in averaged], 1 - ema.decay(self.updates - born)
+            )
         for name, _ in network.named_buffers():
             if name in self.tensors:
                 self.tensors[name].copy_(current[name])

@@ -27,16 +27,19 @@ from pixelspace.data.dataset import Dataset
 from pixelspace.data.grid import grid_image, save_image
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read, to_model_space
 from pixelspace.errors import DataError, NumericalError, Stopped, UserError
+from pixelspace.growth.freeze import freeze
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.random import Rng
 from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
+from pixelspace.training.inherit import Given, planned, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import set_rate
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
+from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
-from pixelspace.training.state import State, restore, start_from, tensors_of
+from pixelspace.training.state import State, restore, tensors_of
 from pixelspace.training.words import nothing, open_reader, with_text
 from pixelspace.types import Cond, Evaluator, Look
 
@@ -77,7 +80,8 @@ def train_step(
     loss, grad_norm = torch.stack([each.mean(), norm]).tolist()
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     if finite:
-        set_rate(state.optimizer, stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch))
+        rate = stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch)
+        set_rate(state.optimizer, rate, seen, stage.batch)
         state.optimizer.step()
         state.average.update(state.network, stage.ema)
     state.optimizer.zero_grad(set_to_none=True)
@@ -145,7 +149,7 @@ class StageRun:
         device: torch.device,
         cache: Path | None,
         say: Callable[[str], None],
-        weights: Mapping[str, Tensor] | None,
+        given: Given | None,
         ancestor: Path | None,
         judges: Path | None = None,
     ):
@@ -167,8 +171,9 @@ class StageRun:
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
+        self.frozen = freeze(network, stage.freeze)
         self.state = State(network, Average(network), stage.optimizer.build(network))
-        self._resume_or_start(weights, ancestor)
+        self._resume_or_start(given, ancestor)
         compiled = _compiled(network, stage) if stage.compile else network
 
         def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
@@ -177,7 +182,7 @@ class StageRun:
 
         self.forward = forward
 
-    def _resume_or_start(self, weights: Mapping[str, Tensor] | None, ancestor: Path | None) -> None:
+    def _resume_or_start(self, given: Given | None, ancestor: Path | None) -> None:
         resumed = checkpoint.resume(self.folder / "checkpoints")
         if resumed is not None:
             saved = resumed.contents.state
@@ -200,15 +205,33 @@ class StageRun:
             if saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
                 torch.set_num_threads(saved["threads"])
-            if weights is not None:
+            if given is not None:
                 self.say("--from is not used: the stage goes on from its own checkpoint")
             restore(self.state, resumed.contents.parts, saved)
+            if self.images > self.stage.images:
+                raise UserError(
+                    f"stage {self.stage.name!r} has seen {self.images:,} images and cannot end, nor its heir "
+                    f"begin, at {self.stage.images:,}; the nearest is {self.images:,}"
+                )
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
-        elif weights is not None:
-            load_weights(self.state.network, weights)
+        elif given is not None:
+            report = take(self.state.network, self.stage, given)
             self.state.average = Average(self.state.network)
-        elif self.stage.init and ancestor is not None:
-            start_from(self.state, self.stage.init, ancestor)
+            self.say(write_report(self.folder, self.stage, report, given.name, self.state.network))
+        elif (init := self.stage.init) and ancestor is not None:
+            report, inherited = start_from(self.state, self.recipe, self.stage, ancestor)
+            if init.match_images:
+                self._match_seam(inherited, self.recipe[init.stage], init.match_images)
+            self.say(write_report(self.folder, self.stage, report, init.stage, self.state.network))
+
+    def _match_seam(self, weights: Mapping[str, Tensor], earlier: Stage, count: int) -> None:
+        source = earlier.backbone.build().to(self.device)
+        load_weights(source, weights)
+        ids = [self.order.at(i) for i in range(count)]
+        drawn = samples(self.stage, self.dataset, ids, self.rng, self.device, self.reader)
+        processes = self.stage.objective.process, earlier.objective.process
+        match_seam(self.state.network, source, drawn, processes, earlier.shape[1:])
+        self.state.average.restart(self.state.network, ("seam.scale", "seam.shift"))
 
     @property
     def images(self) -> int:
@@ -228,6 +251,7 @@ class StageRun:
             "step": state.step,
             "images": self.images,
             "ema_updates": state.average.updates,
+            "ema_born": state.average.born,
             "bad_steps": state.bad_steps,
             "unreadable": state.unreadable,
             "classes": list(self.dataset.classes),
@@ -432,6 +456,18 @@ def _is_done(stage: Stage, folder: Path) -> bool:
     return bool(steps) and steps[0].name == f"step-{stage.images // stage.batch:08d}"
 
 
+def _check_heirs(recipe: Recipe, run: Path, stage: Stage) -> None:
+    """Refuses to train a stage further when others have taken over from it."""
+    for heir in recipe.stages:
+        begun = checkpoint.candidates(stage_folder(run, recipe, heir.name) / "checkpoints")
+        if heir.init and heir.init.stage == stage.name and begun:
+            seen = int(begun[0].name.partition("-")[2]) * heir.batch
+            raise UserError(
+                f"stage {stage.name!r} is not at its end of {stage.images:,} images, and {heir.name!r}, which took "
+                f"over from it, has seen {seen:,}; set it back as it was, or start anew with another --out"
+            )
+
+
 def run_recipe(
     recipe: Recipe,
     run: Path,
@@ -439,7 +475,7 @@ def run_recipe(
     device: torch.device,
     cache: Path | None = None,
     trackers: tuple[str, ...] = (),
-    weights: Mapping[str, Tensor] | None = None,
+    given: Given | None = None,
     first: str | None = None,
     judges: Path | None = None,
     progress: bool = True,
@@ -447,9 +483,10 @@ def run_recipe(
 ) -> None:
     """Trains the stages of `recipe` in `run`, from wherever each stands.
 
-    `weights` start the first stage that is trained; `first` names it, and earlier ones must then have been trained
-    unless `weights` are given. Networks that judge are looked for in `judges`, by default in `cache`/weights.
+    What is `given` starts the first stage that is trained; `first` names it, and earlier ones must then have been
+    trained unless something is given. Networks that judge are looked for in `judges`, by default in `cache`/weights.
     """
+    planned(recipe)
     names = [stage.name for stage in recipe.stages]
     start = names.index(first) if first else 0
     for stage in recipe.stages[start:]:
@@ -457,9 +494,11 @@ def run_recipe(
         if _is_done(stage, folder):
             say(f"stage {stage.name!r} is complete")
             continue
+        _check_heirs(recipe, run, stage)
+        if stage.warning:
+            say(f"warning: {stage.warning}")
         folder.mkdir(parents=True, exist_ok=True)
         ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
-        given = weights if stage.name == names[start] else None
         stage_run = StageRun(
             stage,
             folder,
@@ -467,7 +506,7 @@ def run_recipe(
             device=device,
             cache=cache,
             say=say,
-            weights=given,
+            given=given if stage.name == names[start] else None,
             ancestor=ancestor,
             judges=judges,
         )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pixelspace.config import value
-from pixelspace.errors import CheckpointError
+from pixelspace.errors import CheckpointError, UserError
+from pixelspace.growth.names import hint, matching
 
 
 class Schedule(ABC):
@@ -70,14 +71,41 @@ class Exponential(Schedule):
 
 
 @value
+class Group:
+    """Parameters whose names the pattern `names` covers, which learn at `lr_factor` times the rate of others, after a
+    linear warm-up of their own over the stage's first `warmup_images`."""
+
+    names: str
+    lr_factor: float = 1.0
+    warmup_images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lr_factor <= 0 or self.warmup_images < 0:
+            raise ValueError(
+                f"Group: needs lr_factor > 0 and warmup_images >= 0, found {self}; freeze what must not learn"
+            )
+
+    def warm(self, images: int, batch: int) -> float:
+        """The warm-up's factor after `images`."""
+        return min(1.0, (images + batch) / self.warmup_images) if self.warmup_images else 1.0
+
+
+_OTHERS = Group("*")
+
+
+@value
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2019) with the gradient's global norm clipped to `clip` (0: not clipped)."""
+    """AdamW (Loshchilov and Hutter 2019) with the gradient's global norm clipped to `clip` (0: not clipped).
+
+    A parameter belongs to the first of `groups` that covers its name, or to none.
+    """
 
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 1e-2
     clip: float = 1.0
+    groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.eps <= 0 or self.clip < 0 or self.weight_decay < 0:
@@ -86,25 +114,38 @@ class AdamW:
             raise ValueError(f"AdamW: betas must be in [0, 1), found {self.betas}")
 
     def build(self, network: nn.Module) -> torch.optim.AdamW:
-        """The optimiser over `network.param_groups()`, each group with its `lr_factor`."""
+        """The optimiser over what learns of `network.param_groups()`, each group with its `lr_factor`.
+
+        Raises:
+            UserError: one of `groups` covers nothing that learns.
+        """
         parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        own = {name: next((g for g in self.groups if matching(g.names, [name])), _OTHERS) for name in parameters}
+        for group in self.groups:
+            if group not in own.values():
+                raise UserError(
+                    f"optimizer.groups: {group.names!r} covers nothing that learns; {hint(group.names, own.keys())}"
+                )
         groups = [
             {
-                "params": [parameters.pop(name) for name in group.names],
-                "names": group.names,
-                "lr_factor": group.lr_factor,
+                "params": [parameters.pop(name) for name in names],
+                "names": names,
+                "lr_factor": group.lr_factor * ours.lr_factor,
+                "group": ours,
                 "weight_decay": self.weight_decay if group.decay else 0.0,
             }
             for group in network.param_groups()  # type: ignore[operator]
+            for ours in (*self.groups, _OTHERS)
+            if (names := tuple(name for name in group.names if name in own and own[name] is ours))
         ]
         assert not parameters, f"in no parameter group: {sorted(parameters)}"
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives each group `lr` times its own factor."""
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, images: int, batch: int) -> None:
+    """Gives each group `lr` times its own factor, and what its own warm-up leaves of it after `images`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group["lr_factor"] * group["group"].warm(images, batch)
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

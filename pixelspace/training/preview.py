@@ -37,13 +37,14 @@ def evaluating(network: nn.Module, weights: Mapping[str, Tensor], stage: Stage) 
         with autocast(stage, device):
             return functional_call(network, dict(weights), (x, c_noise, cond), keep)
 
-    was_training = network.training
+    modes = {module: module.training for module in network.modules()}  # frozen parts never train
     network.eval()
     try:
         with torch.no_grad():
             yield forward
     finally:
-        network.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def drawn(

@@ -6,6 +6,7 @@ from pixelspace.config import nearest, value
 from pixelspace.data.codec import Codec, Pixels
 from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
+from pixelspace.growth.transfer import IDENTITY, Rule
 from pixelspace.objectives.denoising import Objective
 from pixelspace.sampling.generate import Sampling
 from pixelspace.text.encoder import TextEncoder
@@ -16,12 +17,25 @@ from pixelspace.types import BackboneConfig, Evaluator
 
 @value
 class Inherit:
-    """What a stage takes from an earlier one: its averaged or raw weights, and on request its average and moments."""
+    """What a stage takes from an earlier one: its averaged or raw weights by `rules`, which account for every name, and
+    on request the average and the moments of what is copied; what is fresh begins its own.
+
+    With `match_images` the network's `seam` is set so that what enters its core has, over so many training images, the
+    mean and deviation by channel that it had in the earlier stage (Vasconcelos et al. 2024 do not say how they did it).
+    """
 
     stage: str
+    rules: tuple[Rule, ...] = IDENTITY
     weights: Literal["ema", "raw"] = "ema"
     ema: Literal["fresh", "carry"] = "fresh"
     optimizer: bool = False
+    match_images: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError('Inherit: rules is empty; Rule("*") takes everything')
+        if self.match_images < 0:
+            raise ValueError(f"Inherit: match_images cannot be negative, found {self.match_images}")
 
 
 @value
@@ -31,8 +45,9 @@ class Stage:
     `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
     `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
-    metrics is written. `text` reads the captions for a network that reads text. Each of `evaluators` judges the
-    averaged weights in its own time. More than `bad_steps` steps that are not finite among 100 stop the run.
+    metrics is written. `text` reads the captions for a network that reads text. What the patterns of `freeze` cover
+    does not learn. Each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps that
+    are not finite among 100 stop the run.
     """
 
     name: str
@@ -49,6 +64,7 @@ class Stage:
     schedule: Schedule = Constant()
     ema: EMA = EMA()
     init: Inherit | None = None
+    freeze: tuple[str, ...] = ()
     evaluators: tuple[Evaluator, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     micro: int = 0
@@ -99,6 +115,19 @@ class Stage:
         self.objective.check(self.backbone)
 
     @property
+    def warning(self) -> str:
+        """What is likely to go wrong, and why; "" if nothing is known to."""
+        values, width = self.backbone.entry
+        if values < width or not self.objective.process.precond.says_noise:
+            return ""
+        return (
+            f"stage {self.name!r}: {values} values of the image become {width} numbers, which must carry the noise "
+            f"too that {type(self.objective.process.precond).__name__} predicts, and cannot: such training failed "
+            f"at large patches (Li and He 2025, Table 2); predict the image (X0), make the patch smaller or the "
+            f"network wider"
+        )
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a sample in model space."""
         return (self.codec.channels, *self.codec.latent_size(self.size))
@@ -124,4 +153,14 @@ class Recipe:
                     f"stage {stage.name!r} inherits from {stage.init.stage!r}, which does not come before it; "
                     f"{nearest(stage.init.stage, seen)}"
                 )
+            if stage.init and self[stage.init.stage].codec != stage.codec:
+                raise UserError(
+                    f"stage {stage.name!r} works on {type(stage.codec).__name__} and inherits from "
+                    f"{stage.init.stage!r}, which learnt another range of data ({self[stage.init.stage].codec}); "
+                    f"give both the same codec"
+                )
             seen.append(stage.name)
+
+    def __getitem__(self, name: str) -> Stage:
+        """The stage called so."""
+        return next(stage for stage in self.stages if stage.name == name)

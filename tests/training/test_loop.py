@@ -16,6 +16,7 @@ from pixelspace.data.keep import Keep
 from pixelspace.errors import CheckpointError, NumericalError, Stopped, UserError
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.training import checkpoint, loop
+from pixelspace.training.inherit import Given
 from pixelspace.training.log import read_metrics
 from pixelspace.training.stage import Inherit, Recipe
 from tests.data.image_folders import draw
@@ -186,7 +187,9 @@ def test_too_many_such_steps_stop_the_run(tiny, train, tmp_path, monkeypatch):
 def test_a_later_stage_carries_weights_average_and_moments(tiny, train, tmp_path):
     (stage,) = tiny.stages
     stage = replace(stage, images=16)
-    second = replace(stage, name="second", batch=16, images=16, init=Inherit("train", "raw", "carry", optimizer=True))
+    second = replace(
+        stage, name="second", batch=16, images=16, init=Inherit("train", weights="raw", ema="carry", optimizer=True)
+    )
     third = replace(stage, name="third", images=8, init=Inherit("second"))
     train(Recipe("three", (stage, second, third)), tmp_path)
     first, later = parts_of(tmp_path / "00-train"), parts_of(tmp_path / "01-second")
@@ -208,7 +211,8 @@ def test_weights_given_start_the_first_stage(tiny, train, whole, tmp_path):
     (stage,) = tiny.stages
     weights = parts_of(whole)["ema"]
     slow = replace(stage, images=8, optimizer=replace(stage.optimizer, lr=1e-12, weight_decay=0.0))
-    train(replace(tiny, stages=(slow,)), tmp_path, weights=weights)
+    given = Given("whole", weights, stage.backbone, stage.codec)
+    train(replace(tiny, stages=(slow,)), tmp_path, given=given)
     for name, tensor in parts_of(tmp_path / "00-train")["model"].items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-6)
 
@@ -269,8 +273,8 @@ def test_a_compiled_network_has_a_graph_for_each_shape_of_a_batch_and_no_other(s
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))  # quicker, and it counts
     (stage,) = shapes.stages
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    train(replace(shapes, stages=(replace(stage, compile=True, images=6 * stage.batch),)), tmp_path)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        train(replace(shapes, stages=(replace(stage, compile=True, images=6 * stage.batch),)), tmp_path)
     assert graphs.frame_count == len(seen) > 1
 
 

@@ -59,7 +59,7 @@ def test_the_constant_schedule_warms_up_and_cools_down():
 
 def test_each_group_has_its_rate_and_decay():
     optimizer = AdamW(lr=0.3, weight_decay=0.1).build(Net())
-    set_rate(optimizer, 0.6)
+    set_rate(optimizer, 0.6, 0, 1)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
         (pytest.approx(0.2), 0.1),
         (0.6, 0.0),
