@@ -34,6 +34,23 @@ RECIPES = {
     "hdit-table8-p4-s": ("pixelspace.recipes.hdit:table8_p4_s", "HDiT 139M of the paper's Table 8: patch 4"),
     "hdit-table8-p4-m": ("pixelspace.recipes.hdit:table8_p4_m", "HDiT 302M of the paper's Table 8: patch 4"),
     "hdit-table8-p4-l": ("pixelspace.recipes.hdit:table8_p4_l", "HDiT 557M of the paper's Table 8: patch 4"),
+    "greedy-cc12m-512": ("pixelspace.recipes.greedy:cc12m_512", "core at 64 px, grown to 512 px, the core frozen"),
+    "greedy-cc12m-512-unfrozen": (
+        "pixelspace.recipes.greedy:cc12m_512_unfrozen",
+        "greedy-cc12m-512, the core released after 500k of 2M steps",
+    ),
+    "greedy-cc12m-512-joint": ("pixelspace.recipes.greedy:cc12m_512_joint", "greedy-cc12m-512, the core never frozen"),
+    "greedy-cc12m-512-scratch": ("pixelspace.recipes.greedy:cc12m_512_scratch", "its network from scratch at 512 px"),
+    "greedy-cc12m-512-random": ("pixelspace.recipes.greedy:cc12m_512_random", "a control: a random core, frozen"),
+    "greedy-cc12m-512-slow": ("pixelspace.recipes.greedy:cc12m_512_slow", "a control: a tenth of the rate in the core"),
+    "greedy-cc12m-512-flops": (
+        "pixelspace.recipes.greedy:cc12m_512_flops",
+        "a control: from scratch for the arithmetic of greedy-cc12m-512",
+    ),
+    "vermeer-8b": (
+        "pixelspace.recipes.greedy:vermeer_8b",
+        "UViT of 8.5B parameters at 256 px, grown to 1024 px, tuned",
+    ),
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
@@ -50,4 +67,30 @@ RECIPES = {
         "pixelspace.recipes.maskdit:imagenet512_debug",
         "maskdit-imagenet512 at toy size in pixels: seconds",
     ),
+    "greedy-cc12m-512-debug": ("pixelspace.recipes.greedy:cc12m_512_debug", "greedy-cc12m-512 at toy size: seconds"),
+    "greedy-cc12m-512-unfrozen-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_unfrozen_debug",
+        "greedy-cc12m-512-unfrozen at toy size: seconds",
+    ),
+    "greedy-cc12m-512-joint-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_joint_debug",
+        "greedy-cc12m-512-joint at toy size: seconds",
+    ),
+    "greedy-cc12m-512-scratch-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_scratch_debug",
+        "greedy-cc12m-512-scratch at toy size: seconds",
+    ),
+    "greedy-cc12m-512-random-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_random_debug",
+        "greedy-cc12m-512-random at toy size: seconds",
+    ),
+    "greedy-cc12m-512-slow-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_slow_debug",
+        "greedy-cc12m-512-slow at toy size: seconds",
+    ),
+    "greedy-cc12m-512-flops-debug": (
+        "pixelspace.recipes.greedy:cc12m_512_flops_debug",
+        "greedy-cc12m-512-flops at toy size: seconds",
+    ),
+    "vermeer-8b-debug": ("pixelspace.recipes.greedy:vermeer_8b_debug", "vermeer-8b at toy size: seconds"),
 }

@@ -2,6 +2,7 @@
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig, UViTConfig
 from pixelspace.data.buckets import Buckets
 from pixelspace.data.clips import Clips
 from pixelspace.data.coco import Coco
@@ -31,6 +32,7 @@ from pixelspace.evaluation.metrics import (
 from pixelspace.evaluation.monitor import Monitor
 from pixelspace.evaluation.pretrained import CLIP, DINOv2
 from pixelspace.evaluation.protocols import Protocol
+from pixelspace.growth.transfer import Rule
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.text import Text
 from pixelspace.noise.levels import (
@@ -54,15 +56,16 @@ from pixelspace.text.cache import Cached
 from pixelspace.text.minilm import MiniLM
 from pixelspace.text.pretrained import Pretrained
 from pixelspace.training.ema import EMA
-from pixelspace.training.optim import AdamW, Constant, Exponential, Inverse
+from pixelspace.training.optim import AdamW, Constant, Exponential, Group, Inverse
 from pixelspace.training.stage import Inherit, Recipe, Stage
 
 VALUES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Recipe, Stage, Inherit, AdamW, Constant, Inverse, Exponential, EMA),
+        *(Recipe, Stage, Inherit, Rule, AdamW, Group, Constant, Inverse, Exponential, EMA),
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
         *(MaskDiTConfig, Decoder),
+        *(CoreConfig, ShallowUViTConfig, UViTConfig),
         *(Text, Bytes, MiniLM, Pretrained, Cached),
         *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
