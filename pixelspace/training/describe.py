@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from pixelspace.training.inherit import planned
 from pixelspace.training.memory import activation_bytes
 from pixelspace.training.stage import Recipe, Stage
 
@@ -24,9 +25,10 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _stage(stage: Stage, depth: int) -> list[str]:
+def _stage(stage: Stage, frozen: tuple[str, ...], depth: int) -> list[str]:
     with torch.device("meta"):
         network = stage.backbone.build()
+    still = sum(network.get_parameter(name).numel() for name in frozen)
     count, height, width = _count(network), *stage.size
     micro = stage.micro or stage.batch
     one = activation_bytes(stage, 1)
@@ -39,6 +41,7 @@ def _stage(stage: Stage, depth: int) -> list[str]:
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
         f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
         *_tree(network, depth, "    "),
+        *([f"  {'of which frozen, by ' + ', '.join(stage.freeze):<42} {still:>15,}"] if still else []),
         f"  {'forward pass of one image':<42} {whole / 1e9:>15,.3f} GMAC",
         *(
             []
@@ -46,14 +49,18 @@ def _stage(stage: Stage, depth: int) -> list[str]:
             else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept, tokens) / 1e9:>15,.3f} GMAC"]
         ),
         f"  {'activations for backward, one image':<42} {_gib(each):>15}",
-        f"  {'training: weights, gradients, moments, EMA':<42} {_gib(count * 4 * 5):>15}",
+        f"  {'training: weights, gradients, moments, EMA':<42} {_gib(4 * (5 * count - 4 * still)):>15}",
         f"  {f'and activations of {micro:,} at once':<42} {_gib(one + each * (micro - 1)):>15}",
     ]
 
 
 def describe(recipe: Recipe, depth: int = 1) -> str:
-    """Stages, modules with exact parameter counts, GMACs and memory, one a line."""
-    lines = [f"{recipe.name} (seed {recipe.seed})"]
+    """Stages, modules with exact parameter counts, GMACs and memory, one a line.
+
+    Raises:
+        UserError: what stages inherit or freeze does not fit their networks.
+    """
+    lines, plans = [f"{recipe.name} (seed {recipe.seed})"], planned(recipe)
     for stage in recipe.stages:
-        lines += ["", *_stage(stage, depth)]
+        lines += ["", *_stage(stage, plans[stage.name].frozen, depth)]
     return "\n".join(lines)

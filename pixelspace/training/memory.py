@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pixelspace.growth.freeze import freeze
 from pixelspace.random import Rng
 from pixelspace.training.preview import autocast
 from pixelspace.training.stage import Stage
@@ -23,7 +24,10 @@ def _batch(stage: Stage, batch: int) -> Batch:
 
 
 def activation_bytes(stage: Stage, batch: int = 1) -> int:
-    """Bytes that autograd saves for one forward pass of `batch` images, weights not counted."""
+    """Bytes that autograd saves for one forward pass of `batch` images, weights not counted.
+
+    Frozen linear maps do not save their inputs; with the stage's checkpointing a block saves only what enters it.
+    """
     device = torch.device("cpu")
     kept: dict[int, int] = {}
 
@@ -38,6 +42,8 @@ def activation_bytes(stage: Stage, batch: int = 1) -> int:
     drawn = stage.objective.draw(real, batch, 0.0, Rng(0))
     with FakeTensorMode() as fake:
         network = stage.backbone.build()
+        network.checkpointing = stage.checkpointing  # type: ignore[assignment]
+        freeze(network, stage.freeze)
         own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         cond, null = ({key: fake.from_tensor(rows) for key, rows in c.items()} for c in (real.cond, real.null))
         given = Batch(fake.from_tensor(real.x), cond, real.pos, null)

@@ -1,16 +1,25 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
+from pixelspace.backbones.uvit import CoreConfig, UViTConfig
+from pixelspace.errors import UserError
+from pixelspace.growth.freeze import freeze
 from pixelspace.recipes.hdit import demo, ffhq1024
 from pixelspace.training.describe import describe
 from pixelspace.training.memory import activation_bytes
+from pixelspace.training.stage import Recipe
 from pixelspace.types import Batch, Draw
+
+WEIGHTS = "training: weights, gradients, moments, EMA"
 
 
 def saved_bytes(stage, batch):
     """What autograd really saves."""
     network, kept = stage.backbone.build(), {}
+    network.checkpointing = stage.checkpointing
+    freeze(network, stage.freeze)
 
     def note(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -36,6 +45,60 @@ def test_predicted_activations_are_what_autograd_saves(tiny):
     for one in (stage, bf16, replace(bf16, precision="fp32")):
         measured = saved_bytes(one, 2)
         assert abs(activation_bytes(one, 2) - measured) <= 0.1 * measured
+
+
+@pytest.fixture
+def grown(tiny):
+    """A UViT round a frozen core, by class."""
+    (stage,) = tiny.stages
+    core = CoreConfig(64, 3, 16, (4, 4), cond_width=64, num_classes=8)
+    return replace(
+        stage,
+        backbone=UViTConfig(core, (16, 32), patch=2, seam="affine"),
+        size=(32, 32),
+        precision="fp32",
+        freeze=("core.*", "embed.*"),
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predicted_activations_know_what_is_frozen_and_what_is_computed_again(grown, precision, checkpointing):
+    one = replace(grown, precision=precision, checkpointing=checkpointing)
+    measured = saved_bytes(one, 2)
+    assert abs(activation_bytes(one, 2) - measured) <= 0.01 * measured
+    assert measured < saved_bytes(replace(one, freeze=()), 2)
+
+
+def test_frozen_linear_maps_save_no_input(grown):
+    """Those are, of D numbers a token: two after norms, one after attention, and the hidden ones before and after the
+    condition scales them, which itself needs no gradient then; and all that the embedding computes."""
+    batch, core = 2, grown.backbone.core
+    blocks = core.depth * batch * 16 * core.width * (2 + 1 + 4 + 4)
+    embedding = batch * (256 + 3 * core.cond_width)
+    more = saved_bytes(replace(grown, freeze=()), batch) - saved_bytes(grown, batch)
+    assert more == 4 * (blocks + embedding) + 8 * batch  # and the labels
+
+
+def test_what_is_frozen_is_described_with_its_weights_alone(grown):
+    def told(stage):
+        lines = describe(Recipe("grown", (stage,))).splitlines()
+        return next(line for line in lines if "moments" in line), [line for line in lines if "frozen" in line]
+
+    with torch.device("meta"):
+        network = grown.backbone.build()
+    still = sum(p.numel() for n, p in network.named_parameters() if n.startswith(("core.", "embed.")))
+    count = sum(p.numel() for p in network.parameters())
+    assert told(replace(grown, freeze=())) == (f"  {WEIGHTS:<42} {f'{count * 20 / 2**20:.1f} MiB':>15}", [])
+    assert told(grown) == (
+        f"  {WEIGHTS:<42} {f'{(count * 20 - still * 16) / 2**20:.1f} MiB':>15}",
+        [f"  {'of which frozen, by core.*, embed.*':<42} {still:>15,}"],
+    )
+
+
+def test_describing_refuses_what_training_would(grown):
+    with pytest.raises(UserError, match=r"stage 'train': freeze: 'cor\.\*' covers nothing .* did you mean 'core\.\*'"):
+        describe(Recipe("grown", (replace(grown, freeze=("cor.*",)),)))
 
 
 def test_describing_a_large_model_touches_no_table_of_the_real_one():
