@@ -20,7 +20,6 @@ from pixelspace.drawing import recipe_in
 from pixelspace.evaluation.features import extract
 from pixelspace.evaluation.lite0 import Lite0
 from pixelspace.evaluation.weights import Weights
-from pixelspace.random import Rng
 
 PROMPTS = (
     *("cat face", "tiger face", "octopus", "sunflower", "cactus"),
@@ -40,7 +39,7 @@ def main(run: Path, picture: Path) -> None:
     recipe = recipe_in(run)
     (stage,) = recipe.stages
     dataset = stage.data.source.open()
-    ids, _ = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
+    ids, _ = divide(dataset, stage.data, recipe.split)
     known = read(dataset, ids.tolist(), stage.size)
     captions, groups = [dataset.texts(i)[0] for i in ids.tolist()], known.labels
 

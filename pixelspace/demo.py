@@ -9,7 +9,6 @@ from pixelspace.api import load
 from pixelspace.config import from_data, read_json
 from pixelspace.data.grid import grid_image, save_image
 from pixelspace.data.loader import divide, read
-from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
 from pixelspace.training.log import read_metrics
 
@@ -31,7 +30,7 @@ def report(run: Path, device: str = "auto") -> str:
     samples = save_image(grid_image(images, COLUMNS, scale=SCALE), run / "samples.png")
 
     dataset = stage.data.source.open()
-    train_ids, held_ids = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
+    train_ids, held_ids = divide(dataset, stage.data, recipe.split)
     known = read(dataset, train_ids.tolist(), stage.size).images
     known = torch.cat([known, known.flip(3)])  # as they were trained on
     few = images[: 2 * COLUMNS]

@@ -42,7 +42,7 @@ def _trained_on(run: Path, cache: Path | None) -> tuple[Stage, Dataset, list[int
         raise UserError(f"{run}: a run without a checkpoint yet")
     stage = trained[-1]
     dataset = stage.data.source.open(cache)
-    ids, _ = divide(dataset, stage.data, Rng(Rng(recipe.seed).key("stage", stage.name)))
+    ids, _ = divide(dataset, stage.data, recipe.split)
     return stage, dataset, ids.tolist()
 
 

@@ -164,7 +164,7 @@ class StageRun:
         _check_buckets(stage, self.dataset)
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
             evaluator.check(self.dataset.holds_images, self.weights_folder)
-        self.train_ids, self.held_ids = divide(self.dataset, stage.data, self.rng, say)
+        self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, say)
         self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
         self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
         self.nothing = nothing(self.reader)

@@ -8,6 +8,7 @@ from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
 from pixelspace.growth.transfer import IDENTITY, Rule
 from pixelspace.objectives.denoising import Objective
+from pixelspace.random import Rng
 from pixelspace.sampling.generate import Sampling
 from pixelspace.text.encoder import TextEncoder
 from pixelspace.training.ema import EMA
@@ -160,6 +161,12 @@ class Recipe:
                     f"give both the same codec"
                 )
             seen.append(stage.name)
+
+    @property
+    def split(self) -> Rng:
+        """By what samples are held out: the same ones in all stages, or later ones would be judged by what earlier ones
+        have seen."""
+        return Rng(Rng(self.seed).key("stage", self.stages[0].name))
 
     def __getitem__(self, name: str) -> Stage:
         """The stage called so."""

@@ -13,6 +13,7 @@ from pixelspace.data.buckets import Buckets
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.folder import Folder
 from pixelspace.data.keep import Keep
+from pixelspace.data.loader import divide
 from pixelspace.errors import CheckpointError, NumericalError, Stopped, UserError
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.training import checkpoint, loop
@@ -284,3 +285,12 @@ def test_a_bucket_that_the_network_cannot_hold_is_refused_before_anything_is_tra
     with pytest.raises(UserError, match=r"stage 'train': data.buckets gives \d+x\d+: image .* needs a multiple of"):
         train(odd, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("step-*"))
+
+
+def test_all_stages_hold_out_the_same_samples(tiny, train, tmp_path, monkeypatch):
+    (stage,), split = tiny.stages, []
+    monkeypatch.setattr(loop, "divide", lambda *given: split.append(divide(*given)) or split[-1])
+    stage = replace(stage, images=8, data=replace(stage.data, holdout=0.2))
+    train(Recipe("two", (stage, replace(stage, name="second", init=Inherit("train")))), tmp_path)
+    (train_ids, held), (later, later_held) = split
+    assert train_ids.tolist() == later.tolist() and held.tolist() == later_held.tolist() and len(held)
