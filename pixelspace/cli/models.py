@@ -76,7 +76,8 @@ def train(
         from pixelspace.training.inherit import Given
 
         model = open_model(start_from, "cpu")
-        given = Given(str(start_from), model.backbone.state_dict(), model.config.backbone, model.config.codec)
+        weights, config = model.backbone.state_dict(), model.config
+        given = Given(str(start_from), weights, config.backbone, config.codec, config.process, config.size)
     with opened_run(run, made, accept_changes=accept_changes):
         try:
             run_recipe(

@@ -13,6 +13,7 @@ from pixelspace.errors import CheckpointError, UserError
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import IDENTITY, Report, transfer
 from pixelspace.nn.weights import digest
+from pixelspace.noise.process import Process
 from pixelspace.training import checkpoint
 from pixelspace.training.ema import Average
 from pixelspace.training.optim import load_state_by_name
@@ -25,12 +26,15 @@ REPORT = "transfer.json"
 
 @dataclass(frozen=True)
 class Given:
-    """Weights from outside the run, of a network of some config and data of some codec, and what they are called."""
+    """Weights from outside the run, what they are called, and of what: a network, in model space of a codec and a size
+    (height, width) of images, under a process."""
 
     name: str
     weights: Mapping[str, Tensor]
     backbone: BackboneConfig
     codec: Codec
+    process: Process
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,18 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
         except UserError as error:
             heir = f" (from {stage.init.stage!r})" if stage.init and report is None else ""
             raise UserError(f"stage {stage.name!r}{heir}: {error}") from error
-        if stage.init and stage.init.match_images and not _has_seam(network):
+        if stage.init and stage.init.match_images and not (report and matchable(report)):
             raise UserError(
-                f"stage {stage.name!r}: init.match_images sets an affine seam, and the network has none; set "
-                f"backbone.seam to 'affine', or match_images to 0"
+                f"stage {stage.name!r}: init.match_images sets an affine seam that starts fresh, and this network has "
+                f"none; set backbone.seam to 'affine' and leave it fresh, or match_images to 0"
             )
         networks[stage.name], plans[stage.name] = network, Plan(report, frozen)
     return plans
 
 
-def _has_seam(network: nn.Module) -> bool:
-    names = dict(network.named_parameters())
-    return "seam.scale" in names and "seam.shift" in names
+def matchable(report: Report) -> bool:
+    """Whether the network has a seam that starts fresh and can be set: see `training.seam`."""
+    return {"seam.scale", "seam.shift"} <= set(report.fresh)
 
 
 def take(network: nn.Module, stage: Stage, given: Given) -> Report:

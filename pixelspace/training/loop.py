@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,7 +33,7 @@ from pixelspace.random import Rng
 from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
-from pixelspace.training.inherit import Given, planned, start_from, take, write_report
+from pixelspace.training.inherit import Given, matchable, planned, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import set_rate
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
@@ -217,20 +217,25 @@ class StageRun:
         elif given is not None:
             report = take(self.state.network, self.stage, given)
             self.state.average = Average(self.state.network)
+            if (init := self.stage.init) and init.match_images and matchable(report):
+                self._match_seam(given, init.match_images)
             self.say(write_report(self.folder, self.stage, report, given.name, self.state.network))
         elif (init := self.stage.init) and ancestor is not None:
             report, inherited = start_from(self.state, self.recipe, self.stage, ancestor)
             if init.match_images:
-                self._match_seam(inherited, self.recipe[init.stage], init.match_images)
+                earlier = self.recipe[init.stage]
+                process = earlier.objective.process
+                source = Given(init.stage, inherited, earlier.backbone, earlier.codec, process, earlier.size)
+                self._match_seam(source, init.match_images)
             self.say(write_report(self.folder, self.stage, report, init.stage, self.state.network))
 
-    def _match_seam(self, weights: Mapping[str, Tensor], earlier: Stage, count: int) -> None:
-        source = earlier.backbone.build().to(self.device)
-        load_weights(source, weights)
+    def _match_seam(self, given: Given, count: int) -> None:
+        source = given.backbone.build().to(self.device)
+        load_weights(source, given.weights)
         ids = [self.order.at(i) for i in range(count)]
         drawn = samples(self.stage, self.dataset, ids, self.rng, self.device, self.reader)
-        processes = self.stage.objective.process, earlier.objective.process
-        match_seam(self.state.network, source, drawn, processes, earlier.shape[1:])
+        processes = self.stage.objective.process, given.process
+        match_seam(self.state.network, source, drawn, processes, given.codec.latent_size(given.size))
         self.state.average.restart(self.state.network, ("seam.scale", "seam.shift"))
 
     @property

@@ -212,7 +212,7 @@ def test_weights_given_start_the_first_stage(tiny, train, whole, tmp_path):
     (stage,) = tiny.stages
     weights = parts_of(whole)["ema"]
     slow = replace(stage, images=8, optimizer=replace(stage.optimizer, lr=1e-12, weight_decay=0.0))
-    given = Given("whole", weights, stage.backbone, stage.codec)
+    given = Given("whole", weights, stage.backbone, stage.codec, stage.objective.process, stage.size)
     train(replace(tiny, stages=(slow,)), tmp_path, given=given)
     for name, tensor in parts_of(tmp_path / "00-train")["model"].items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-6)
