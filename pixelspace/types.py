@@ -79,9 +79,9 @@ class BackboneConfig(ABC):
         return {}
 
     @property
+    @abstractmethod
     def entry(self) -> tuple[int, int]:
         """How many values of the image enter as one token or place, and how many numbers that is then."""
-        raise NotImplementedError
 
     @abstractmethod
     def build(self) -> nn.Module:
