@@ -5,14 +5,27 @@ RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "
 SPINS_LITTLE = {"GOMP_SPINCOUNT": "1000"}  # as the command line has it
 
 
+def _resident(field: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def held_bytes(device: str) -> int:
+    """The memory this process holds now."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return _resident("VmRSS")
+
+
 def peak_bytes(device: str) -> int:
     """The most memory this process has held so far."""
     if device == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return _resident("VmHWM")
 
 
 def forget_peak(device: str) -> None:
