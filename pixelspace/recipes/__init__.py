@@ -51,6 +51,16 @@ RECIPES = {
         "pixelspace.recipes.greedy:vermeer_8b",
         "UViT of 8.5B parameters at 256 px, grown to 1024 px, tuned",
     ),
+    "greedy-emoji": ("pixelspace.recipes.grown:greedy_emoji", "285 emoji by their names at 32 px, grown to 64 px"),
+    "greedy-256": ("pixelspace.recipes.grown:greedy_256", "your own captioned images: core at 64 px, grown to 256 px"),
+    "hdit-grown-128": (
+        "pixelspace.recipes.grown:hdit_128",
+        "your own folder of images: 64 px, then a level for 128 px",
+    ),
+    "maskdit-grown-128": (
+        "pixelspace.recipes.grown:maskdit_128",
+        "your own folder of images: masked at 64 px, then at 128 px, 3 stages",
+    ),
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
@@ -93,4 +103,7 @@ RECIPES = {
         "greedy-cc12m-512-flops at toy size: seconds",
     ),
     "vermeer-8b-debug": ("pixelspace.recipes.greedy:vermeer_8b_debug", "vermeer-8b at toy size: seconds"),
+    "greedy-256-debug": ("pixelspace.recipes.grown:greedy_256_debug", "greedy-256 at toy size: seconds"),
+    "hdit-grown-128-debug": ("pixelspace.recipes.grown:hdit_128_debug", "hdit-grown-128 at toy size: seconds"),
+    "maskdit-grown-128-debug": ("pixelspace.recipes.grown:maskdit_128_debug", "maskdit-grown-128 at toy size: seconds"),
 }
