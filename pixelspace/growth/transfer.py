@@ -65,13 +65,14 @@ class Report:
 def interpolated(table: Tensor, old: tuple[int, int], new: tuple[int, int], shape: tuple[int, ...]) -> Tensor:
     """A table of positions for the grid `new` in `shape`, whose last axis is as in `table`, bicubically.
 
-    Rows that have no place on the grid come first, and stay.
+    Rows that have no place on the grid come first, and stay. Away from the edges what is linear stays linear (Keys 1981
+    with a = -1/2, which torch takes for antialiasing alone; its other kernel has a = -3/4 and bends a ramp).
     """
     rows = table.reshape(-1, table.shape[-1])
     lead = len(rows) - old[0] * old[1]
     places = rows[lead:].reshape(1, *old, -1).movedim(-1, 1)
     dtype = torch.promote_types(places.dtype, torch.float32)
-    finer = F.interpolate(places.to(dtype), new, mode="bicubic", align_corners=False).to(table.dtype)
+    finer = F.interpolate(places.to(dtype), new, mode="bicubic", antialias=True).to(table.dtype)
     return torch.cat([rows[:lead], finer.movedim(1, -1).reshape(-1, rows.shape[1])]).reshape(shape)
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood
@@ -258,8 +259,44 @@ def test_a_table_of_equal_rows_stays_one_and_rows_without_a_place_stay(old, new)
     torch.testing.assert_close(finer[0, 3:], row.expand(new[0] * new[1], 5), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_a_table_linear_in_each_axis_stays_so_away_from_the_edges(old, new):
+    def ramp(size):
+        y, x = (((torch.arange(n, dtype=torch.float64) + 0.5) / n) for n in size)
+        return torch.stack([y[:, None] + 0 * x, 0 * y[:, None] + x, y[:, None] * x], -1)
+
+    finer = interpolated(ramp(old), old, new, (*new, 3))
+    margins = [math.ceil(2 * max(fine / coarse, 1) + 1) for coarse, fine in zip(old, new, strict=True)]
+    inside = tuple(slice(margin, -margin) for margin in margins)
+    assert finer[inside].numel()
+    torch.testing.assert_close(finer[inside], ramp(new)[inside], rtol=0, atol=1e-14)
+
+
+def test_halving_a_grid_averages_rather_than_picks():
+    """Of a checkerboard, every other place would be all of one colour."""
+    table = (-1.0) ** torch.arange(16)[:, None] * (-1.0) ** torch.arange(16)
+    coarser = interpolated(table[..., None], (16, 16), (8, 8), (8, 8, 1))
+    assert coarser[2:-2, 2:-2].abs().max() < 0.02
+
+
 def test_a_table_in_bfloat16_is_interpolated_in_float32():
     table = torch.randn(24, 5).bfloat16()
     finer = interpolated(table, (4, 6), (8, 12), (96, 5))
     assert finer.dtype == torch.bfloat16
     assert torch.equal(finer, interpolated(table.float(), (4, 6), (8, 12), (96, 5)).bfloat16())
+
+
+def test_an_independent_bicubic_agrees_in_the_interior():
+    """Keys' kernel with a = -1/2, by its definition (Keys 1981, Eq. 15), on one axis."""
+
+    def kernel(s):
+        s = s.abs()
+        near, far = 1.5 * s**3 - 2.5 * s**2 + 1, -0.5 * s**3 + 2.5 * s**2 - 4 * s + 2
+        return torch.where(s < 1, near, torch.where(s < 2, far, torch.zeros_like(s)))
+
+    table = torch.randn(9, 1, 4, dtype=torch.float64)
+    places = (torch.arange(18, dtype=torch.float64) + 0.5) / 2 - 0.5
+    expected = kernel(places[:, None] - torch.arange(9)) @ table[:, 0]
+    found = interpolated(table, (9, 1), (18, 1), (18, 1, 4))[:, 0]
+    torch.testing.assert_close(found[4:-4], expected[4:-4], rtol=0, atol=1e-13)
+    assert not torch.allclose(found, F.interpolate(table[:, 0].T[None], 18, mode="linear")[0].T)
