@@ -1,7 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pixelspace.noise.process import EDM, VPV, X0, Process, RectifiedFlow, VPEps
+from pixelspace.recipes.greedy import objective_at
 
 PRECONDS = [EDM(0.5), EDM(1.0), VPEps(), VPV(), X0(), RectifiedFlow()]
 SIGMA = torch.logspace(-2, 2, 9, dtype=torch.float64)
@@ -65,3 +67,29 @@ def test_shift_asks_the_network_about_the_unshifted_level(images):
 def test_a_senseless_process_is_refused(make):
     with pytest.raises(ValueError, match="must be positive"):
         make()
+
+
+@pytest.mark.parametrize("size", [128, 256, 512, 1024])
+def test_a_noisy_image_made_smaller_is_as_noisy_as_the_core_is_told(size):
+    """The pool test: 64 px averages of what a grown network sees at `size` have the SNR of 64 px at the same u."""
+    ratio, u = size // 64, torch.linspace(0, 1, 41, dtype=torch.float64)
+    at_64, grown = objective_at(64), objective_at(size)
+    small, large = at_64.levels(u), grown.levels(u)
+    torch.testing.assert_close(large / ratio, small, rtol=1e-6, atol=0)  # white noise: the mean of ratio^2 pixels
+
+    # Noise that is white to the last bit: over its ratio^2 samples, the pixels of a block are exactly uncorrelated.
+    basis = torch.linalg.qr(torch.randn(ratio**2, ratio**2, dtype=torch.float64)).Q
+    noise = ratio * basis.reshape(ratio**2, 1, ratio, ratio)
+    image = torch.randn(ratio**2, 1, 1, 1, dtype=torch.float64).expand(-1, 1, ratio, ratio)
+
+    def power(process, x0, noise, sigma):
+        z, c_noise = process.inputs(process.corrupt(x0, noise, sigma), sigma)
+        return F.adaptive_avg_pool2d(z, 1).square().mean(), c_noise
+
+    for low, high in zip(small, large, strict=True):
+        signal, _ = power(grown.process, image, torch.zeros_like(noise), high)
+        disturbance, told = power(grown.process, torch.zeros_like(image), noise, high)
+        _, wanted = power(at_64.process, image, noise, low)
+        snr = signal / disturbance / image[:, 0, 0, 0].square().mean()
+        torch.testing.assert_close(snr, low**-2, rtol=1e-6, atol=0)
+        torch.testing.assert_close(told, wanted, rtol=0, atol=1e-6)
