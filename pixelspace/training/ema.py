@@ -38,15 +38,16 @@ class Average:
 
     def __init__(self, network: nn.Module):
         own = network.state_dict()
-        still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-        self.tensors = {name: tensor if name in still else tensor.detach().clone() for name, tensor in own.items()}
+        self.still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        self.tensors = {name: tensor if name in self.still else tensor.detach().clone() for name, tensor in own.items()}
         self.learnt = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.updates = 0
         self.born: dict[str, int] = {}
 
     def load(self, tensors: Mapping[str, Tensor], updates: int, born: Mapping[str, int]) -> None:
-        """Goes on from another average's tensors, of names that are given, after so many updates."""
-        for name in self.tensors.keys() & tensors.keys():
+        """Goes on from another average's tensors, of names that are given, after so many updates; of parameters that do
+        not learn it stays the network's own."""
+        for name in (self.tensors.keys() & tensors.keys()) - self.still:
             self.tensors[name].copy_(tensors[name])
         self.updates, self.born = updates, dict(born)
 
@@ -60,7 +61,7 @@ class Average:
     def update(self, network: nn.Module, ema: EMA) -> None:
         """Moves towards the network's weights by one step."""
         current = network.state_dict()
-        for born in sorted({0, *self.born.values()}):
+        for born in sorted({self.born.get(name, 0) for name in self.learnt}):
             averaged = [name for name in self.learnt if self.born.get(name, 0) == born]
             past: list[Tensor] = [self.tensors[name] for name in averaged]
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

@@ -48,3 +48,42 @@ def test_senseless_averages_are_refused(bad):
 
 def test_without_a_warm_up_the_decay_is_constant():
     assert [EMA(0.0, 0.999).decay(t) for t in (0, 1, 10**6)] == [0.999] * 3
+
+
+def test_a_tensor_that_came_in_later_is_averaged_from_its_birth():
+    """With power 1 an average is the plain mean of all it has seen, each tensor's since it came in."""
+    network, ema = nn.Linear(3, 2), EMA(1.0, 1.0)
+    before = {name: tensor.double() for name, tensor in network.state_dict().items()}
+    network.double()
+    average = Average(network)
+    average.load({"weight": before["weight"]}, 5, {"bias": 5})
+    seen: dict[str, list[torch.Tensor]] = {"weight": [before["weight"]] * 5, "bias": []}
+    for _ in range(4):
+        for name, parameter in network.named_parameters():
+            nn.init.normal_(parameter)
+            seen[name].append(parameter.detach().clone())
+        average.update(network, ema)
+        for name, found in average.tensors.items():
+            torch.testing.assert_close(found, torch.stack(seen[name]).mean(0), rtol=0, atol=1e-14)
+    assert average.updates == 9
+
+
+def test_all_that_learns_may_have_come_in_later():
+    network, ema = nn.Linear(3, 2), EMA(1.0, 1.0)
+    network.weight.requires_grad_(False)
+    average = Average(network)
+    average.load({}, 5, {"bias": 5})
+    nn.init.normal_(network.bias)
+    average.update(network, ema)
+    assert torch.equal(average.tensors["bias"], network.bias)
+
+
+def test_the_average_of_what_does_not_learn_is_the_weight_itself():
+    network = nn.Linear(3, 2)
+    network.weight.requires_grad_(False)
+    average, own = Average(network), network.weight.clone()
+    assert average.tensors["weight"].data_ptr() == network.weight.data_ptr()
+    average.load({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, 3, {})
+    assert torch.equal(network.weight, own) and not average.tensors["bias"].any()
+    average.update(network, EMA())
+    assert torch.equal(network.weight, own) and torch.equal(average.tensors["weight"], own)
