@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from pixelspace.errors import CheckpointError
+from pixelspace.errors import CheckpointError, UserError
 from pixelspace.training.optim import (
     AdamW,
     Constant,
     Exponential,
+    Group,
     Inverse,
     load_state_by_name,
     set_rate,
@@ -64,6 +65,71 @@ def test_each_group_has_its_rate_and_decay():
         (pytest.approx(0.2), 0.1),
         (0.6, 0.0),
     ]
+
+
+def placed(optimizer):
+    """By parameter: (rate, weight decay)."""
+    return {name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["names"]}
+
+
+def test_a_parameter_belongs_to_the_first_group_that_covers_it_and_keeps_the_network_s_factor_and_decay():
+    groups = (Group("*.bias", lr_factor=0.5), Group("slow.*", lr_factor=0.1), Group("*", lr_factor=2.0))
+    optimizer = AdamW(weight_decay=0.1, groups=groups).build(Net())
+    set_rate(optimizer, 0.6, 0, 1)
+    expected = {
+        "slow.weight": (0.6 / 3 * 0.1, 0.1),
+        "slow.bias": (0.6 / 3 * 0.5, 0.1),
+        "fast.weight": (0.6 * 2.0, 0.0),
+        "fast.bias": (0.6 * 0.5, 0.0),
+    }
+    assert placed(optimizer) == {name: pytest.approx(pair) for name, pair in expected.items()}
+
+
+def test_a_group_warms_up_on_its_own_and_the_others_do_not():
+    optimizer = AdamW(groups=(Group("slow.*", lr_factor=0.3, warmup_images=40),)).build(Net())
+    for images in range(0, 80, 8):
+        set_rate(optimizer, 0.6, images, 8)
+        rates = placed(optimizer)
+        assert rates["slow.weight"][0] == pytest.approx(0.6 / 3 * 0.3 * min((images + 8) / 40, 1))
+        assert rates["fast.weight"][0] == 0.6
+
+
+def test_a_group_s_warm_up_multiplies_the_schedule_s():
+    group, schedule = Group("slow.*", warmup_images=40), Constant(warmup_images=80)
+    found = [schedule.factor(i, 1000, 10) * group.warm(i, 10) for i in (0, 10, 30, 40, 70, 80)]
+    assert found == pytest.approx([1 / 32, 1 / 8, 1 / 2, 5 / 8, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((Group("slo.*"),), r"optimizer\.groups: 'slo\.\*' covers nothing that learns; did you mean 'slow\.\*'\?"),
+        ((Group("slow.*"), Group("slow.bias", 0.1)), r"'slow\.bias' covers nothing that learns"),
+        ((Group("fast.*"),), r"'fast\.\*' covers nothing that learns; .*its parts are slow"),
+    ],
+    ids=["no such name", "behind another", "frozen"],
+)
+def test_a_group_that_covers_nothing_that_learns_is_refused(groups, message):
+    net = Net()
+    for parameter in net.fast.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match=message):
+        AdamW(groups=groups).build(net)
+
+
+def test_what_does_not_learn_is_not_held():
+    net = Net()
+    net.slow.weight.requires_grad_(False)
+    optimizer = AdamW(groups=(Group("slow.*", 0.1),)).build(net)
+    assert set(placed(optimizer)) == {"slow.bias", "fast.weight", "fast.bias"}
+    steps(net, optimizer, 1)
+    assert {name.rpartition(".")[0] for name in state_by_name(optimizer)} == set(placed(optimizer))
+
+
+@pytest.mark.parametrize("bad", [{"lr_factor": 0.0}, {"lr_factor": -1.0}, {"warmup_images": -1}])
+def test_a_senseless_group_is_refused(bad):
+    with pytest.raises(ValueError, match=r"Group: needs lr_factor > 0 and warmup_images >= 0.*freeze what must not"):
+        Group("slow.*", **bad)
 
 
 def test_moments_travel_by_name_and_go_on_to_the_same_bits():
