@@ -31,12 +31,21 @@ def samples(
         yield batch, stage.objective.draw(batch, len(ids), 0.0, fixed)
 
 
+_Sums = tuple[int, Tensor, Tensor]
+
+
+def _sums(x: Tensor) -> _Sums:
+    """Of x (B, D, ...) by channel, float64: how many values, their sum and that of their squares."""
+    rows = x.double().movedim(1, -1).flatten(0, -2)
+    return len(rows), rows.sum(0), rows.square().sum(0)
+
+
 @contextmanager
-def _entering(network: nn.Module) -> Iterator[list[Tensor]]:
-    """What enters the network's core, (tokens, D) float64 for each forward pass."""
-    seen: list[Tensor] = []
+def _entering(network: nn.Module) -> Iterator[list[_Sums]]:
+    """Sums by channel of what enters the network's core, for each forward pass."""
+    seen: list[_Sums] = []
     core = network.get_submodule("core")
-    hook = core.register_forward_pre_hook(lambda _, given: seen.append(given[0].double().movedim(1, -1).flatten(0, -2)))
+    hook = core.register_forward_pre_hook(lambda _, given: seen.append(_sums(given[0])))
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -48,9 +57,9 @@ def _entering(network: nn.Module) -> Iterator[list[Tensor]]:
             module.training = mode
 
 
-def _moments(rows: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(seen: Iterable[_Sums]) -> tuple[Tensor, Tensor]:
     """Mean and deviation by channel."""
-    counts, sums, squares = zip(*((len(part), part.sum(0), part.square().sum(0)) for part in rows), strict=True)
+    counts, sums, squares = zip(*seen, strict=True)
     mean = torch.stack(sums).sum(0) / sum(counts)
     return mean, (torch.stack(squares).sum(0) / sum(counts) - mean.square()).clamp(min=0).sqrt()
 
