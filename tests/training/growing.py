@@ -104,8 +104,9 @@ def opened(recipe: Recipe, run: Path, name: str, folder: Path) -> loop.StageRun:
     """A stage before its first step, in a folder of its own, with its ancestor in `run`."""
     stage, device = recipe[name], torch.device("cpu")
     ancestor = loop.stage_folder(run, recipe, stage.init.stage) if stage.init else None
-    said = {"cache": None, "say": lambda line: None, "given": None, "ancestor": ancestor}
-    return loop.StageRun(stage, folder, recipe=recipe, device=device, **said)
+    return loop.StageRun(
+        stage, folder, recipe=recipe, device=device, cache=None, say=lambda line: None, given=None, ancestor=ancestor
+    )
 
 
 def trained(recipe: Recipe, run: Path, **given) -> list[str]:

@@ -116,10 +116,10 @@ def test_that_check_notices_a_core_which_lets_nothing_through(monkeypatch):
     assert gradient_of_the_entry(network) == 0
 
 
-def test_recomputed_blocks_of_a_frozen_core_let_the_same_gradient_through(monkeypatch):
-    network = grown_with_a_frozen_core()
-    found = []
-    for network.checkpointing in (False, True):
+def test_recomputed_blocks_of_a_frozen_core_let_the_same_gradient_through():
+    network, found = grown_with_a_frozen_core(), []
+    for again in (False, True):
+        network.checkpointing = again
         torch.manual_seed(1)
         found.append(gradient_of_the_entry(network))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
