@@ -74,6 +74,11 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
                 f"stage {stage.name!r}: init.match_images sets an affine seam that starts fresh, and this network has "
                 f"none; set backbone.seam to 'affine' and leave it fresh, or match_images to 0"
             )
+        if stage.init and stage.init.match_images and "core" not in dict(networks[stage.init.stage].named_children()):
+            raise UserError(
+                f"stage {stage.name!r}: init.match_images compares what enters two cores, and stage "
+                f"{stage.init.stage!r} has no core; inherit from one that has, or set match_images to 0"
+            )
         networks[stage.name], plans[stage.name] = network, Plan(report, frozen)
     return plans
 
