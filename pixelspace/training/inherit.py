@@ -135,7 +135,7 @@ def start_from(state: State, recipe: Recipe, stage: Stage, ancestor: Path) -> tu
 
     Raises:
         CheckpointError: the stage has no checkpoint.
-        UserError: the stage is not trained to its end.
+        UserError: the stage does not stand at its end.
     """
     assert stage.init is not None
     init, earlier = stage.init, recipe[stage.init.stage]
@@ -143,10 +143,11 @@ def start_from(state: State, recipe: Recipe, stage: Stage, ancestor: Path) -> tu
     if resumed is None:
         raise CheckpointError(f"{ancestor}: stage {init.stage!r} has no checkpoint to inherit; train it first")
     seen = resumed.contents.state["images"]
-    if seen < earlier.images:
+    if seen != earlier.images:
+        refused = f" ({'; '.join(resumed.refused)}: move it away)" if resumed.refused else ""
         raise UserError(
             f"stage {stage.name!r} inherits from {init.stage!r}, which stands at {seen:,} of {earlier.images:,} "
-            f"images; train it to its end first, or take the weights as they are by --from {resumed.path}"
+            f"images{refused}; train it to its end first, or take the weights as they are by --from {resumed.path}"
         )
     parts, saved = resumed.contents.parts, resumed.contents.state
     grids = earlier.backbone.positions, stage.backbone.positions

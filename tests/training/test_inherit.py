@@ -246,6 +246,28 @@ def test_an_ancestor_that_is_not_trained_to_its_end_is_refused(run, tmp_path):
         opened(longer, run, "grown", tmp_path)
 
 
+def test_an_ancestor_that_went_beyond_its_end_is_refused(run, tmp_path):
+    shorter = replace(recipe(), stages=(replace(recipe()["core"], images=BATCH), *recipe().stages[1:]))
+    with pytest.raises(UserError, match=r"^stage 'grown' inherits from 'core', which stands at 12 of 4 images; "):
+        opened(shorter, run, "grown", tmp_path)
+
+
+def test_an_ancestor_whose_last_checkpoint_is_damaged_is_refused_and_named(run, tmp_path):
+    plan = again()
+    shutil.copytree(run / "00-core", tmp_path / "00-core")
+    trained(plan, tmp_path)
+    damaged = tmp_path / "01-second" / "checkpoints" / "step-00000003" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    third = replace(plan["second"], name="third", init=Inherit("second"))
+    plan = replace(plan, stages=(*plan.stages, third))
+    message = r"'second', which stands at 8 of 12 images \(.*step-00000003.*model\.safetensors.*: move it away\); train"
+    with pytest.raises(UserError, match=message):
+        trained(plan, tmp_path)
+    shutil.rmtree(damaged.parent)
+    trained(plan, tmp_path)
+    assert len(parts_of(tmp_path / "02-third")) == 4
+
+
 def test_an_ancestor_that_was_never_trained_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"01-grown: stage 'grown' has no checkpoint to inherit; train it first"):
         opened(recipe(), tmp_path, "released", tmp_path)
