@@ -7,15 +7,11 @@ on from any checkpoint to the same bits.
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +36,7 @@ from pixelspace.training.preview import autocast, drawn, evaluating, held_out_lo
 from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
 from pixelspace.training.state import State, restore, tensors_of
+from pixelspace.training.stopping import asked_to_stop
 from pixelspace.training.words import nothing, open_reader, with_text
 from pixelspace.types import Cond, Evaluator, Look
 
@@ -87,28 +84,6 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return StepReport(each, torch.cat(sigmas), loss, grad_norm, finite)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as it always did."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _check_labels(stage: Stage, dataset: Dataset) -> None:
@@ -397,7 +372,7 @@ class StageRun:
         for evaluator in judging.due(stage, self.folder, state.step):  # one that a stop cut short
             self.judge(evaluator, metrics, progress)
         bar = tqdm(total=stage.images, initial=self.images, unit="img", desc=stage.name, disable=not progress)
-        with bar, _asked_to_stop() as stop:
+        with bar, asked_to_stop() as stop:
             stream = batches(positions, self.images, stage.batch, self.device)
             since, waited = time.monotonic(), 0.0
             while self.images < stage.images:
