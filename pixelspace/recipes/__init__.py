@@ -34,7 +34,10 @@ RECIPES = {
     "hdit-table8-p4-s": ("pixelspace.recipes.hdit:table8_p4_s", "HDiT 139M of the paper's Table 8: patch 4"),
     "hdit-table8-p4-m": ("pixelspace.recipes.hdit:table8_p4_m", "HDiT 302M of the paper's Table 8: patch 4"),
     "hdit-table8-p4-l": ("pixelspace.recipes.hdit:table8_p4_l", "HDiT 557M of the paper's Table 8: patch 4"),
-    "greedy-cc12m-512": ("pixelspace.recipes.greedy:cc12m_512", "core at 64 px, grown to 512 px, the core frozen"),
+    "greedy-cc12m-512": (
+        "pixelspace.recipes.greedy:cc12m_512",
+        "core at 64 px, grown to 512 px, the core frozen; 663M, a size of ours, not the paper's",
+    ),
     "greedy-cc12m-512-unfrozen": (
         "pixelspace.recipes.greedy:cc12m_512_unfrozen",
         "greedy-cc12m-512, the core released after 500k of 2M steps",
@@ -49,7 +52,7 @@ RECIPES = {
     ),
     "vermeer-8b": (
         "pixelspace.recipes.greedy:vermeer_8b",
-        "UViT of 8.5B parameters at 256 px, grown to 1024 px, tuned",
+        "UViT of 8.5B parameters at 256 px, grown to 1024 px, tuned; widths and depth are ours",
     ),
     "greedy-emoji": ("pixelspace.recipes.grown:greedy_emoji", "285 emoji by their names at 32 px, grown to 64 px"),
     "greedy-256": ("pixelspace.recipes.grown:greedy_256", "your own captioned images: core at 64 px, grown to 256 px"),

@@ -156,7 +156,7 @@ _OWN = core("L")  # of about 600M parameters
 
 
 def cc12m_512() -> Recipe:
-    """The paper's arm 3: the core from 64 px, frozen throughout."""
+    """The paper's arm 3: the core from 64 px, frozen throughout. Its size is ours, not the paper's."""
     return Recipe("greedy-cc12m-512", _frozen(_OWN))
 
 
@@ -221,7 +221,8 @@ def cc12m_512_flops() -> Recipe:
 
 def vermeer_8b() -> Recipe:
     """8 billion parameters: 256 px at batch 2,048 for 2M steps; one level more for 1024 px and 1M steps; then 8k steps
-    on a mixture with what people find beautiful. Data, scores, and the slower rate of what was grown from, are ours."""
+    on a mixture with what people find beautiful. Widths and depth, data, scores, and the slower rate of what was grown
+    from, are ours."""
     own, data = core("8B"), Data(Shards("captioned-images"), workers=8)
     base = replace(
         core_stage(own),
@@ -275,7 +276,7 @@ def _debug(recipe: Recipe) -> Recipe:
     for stage in recipe.stages:
         backbone, side = stage.backbone, sides[stage.size[0]]
         if isinstance(backbone, UViTConfig):
-            widths = (8, 8, 16, 32)[-len(backbone.widths) :]
+            widths = (16, 16, 16, 32)[-len(backbone.widths) :]
             toy = replace(backbone, core=replace(_TOY, identity=backbone.core.identity), widths=widths, patch=2)
         else:
             toy = ShallowUViTConfig(_TOY, stride=4)

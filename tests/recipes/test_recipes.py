@@ -37,3 +37,8 @@ def test_every_network_of_a_recipe_builds(name):
         with torch.device("meta"):
             network = stage.backbone.build()
         assert network.units() and stage.backbone.macs(*stage.shape[1:]) > 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_warns(name):
+    assert [stage.warning for stage in made(name).stages if stage.warning] == []
