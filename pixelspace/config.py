@@ -55,7 +55,8 @@ def _problem(path: str, error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in (path, *first["loc"]) if part != "")
     if first["type"] == "value_error":
-        return f"{where}: {first.get('ctx', {}).get('error')}"
+        said = str(first.get("ctx", {}).get("error"))
+        return f"{where}: {said}" if where else said
     found = first["input"]
     shown = type(found).__name__ if dataclasses.is_dataclass(found) else repr(found)
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -25,7 +25,8 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         frozen += covered
     if frozen and len(set(frozen)) == len(learnt):
         raise UserError(
-            f"freeze: {', '.join(map(repr, patterns))} cover all {len(learnt)} parameters; leave some to learn"
+            f"freeze: {', '.join(map(repr, patterns))} cover all {len(learnt)} parameters; leave some to learn; "
+            f"{hint('', learnt.keys())}"
         )
     for name in frozen:
         learnt[name].requires_grad_(False)

@@ -137,7 +137,8 @@ def transfer(
         if rule.resize and there in theirs and name in ours and theirs[there] != ours[name]:
             tensor = _resized(name, tensor, own[name], theirs[there], ours[name])
         if tensor.shape != own[name].shape:
-            way = 'add resize="position" to the rule, or ' if there in theirs and name in ours else ""
+            finer = there in theirs and name in ours and theirs[there] != ours[name]
+            way = 'add resize="position" to the rule, or ' if finer else ""
             raise UserError(
                 f"{name}: has shape {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the source ({there}); "
                 f"{way}give it Rule({name!r}, fresh=True) before {rule.into!r}"
