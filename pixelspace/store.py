@@ -585,6 +585,16 @@ def read(folder: Path, *, kind: str, parts: Iterable[str] | None = None) -> Cont
     return Contents(state, {part: loaded[part] for part in loaded if part in wanted}, tuple(nonfinite))
 
 
+def read_state(folder: Path, *, kind: str) -> dict[str, Any]:
+    """The state that `publish` put into `folder`, every bit checked; of the tensors' files only the sizes are.
+
+    Raises:
+        CheckpointError, ResourceError: as `read`.
+    """
+    with _opened(Path(folder), kind) as (folder, manifest, files):
+        return _read_state(folder / _STATE, files[_STATE], manifest.files[_STATE])
+
+
 def verify(folder: Path, *, kind: str, sizes_only: bool = False) -> None:
     """Checks `folder` as `read` does and keeps nothing; `sizes_only` leaves out the hashes.
 

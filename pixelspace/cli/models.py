@@ -56,7 +56,7 @@ def train(
 
     from pixelspace.config import nearest
     from pixelspace.dist import pick_device
-    from pixelspace.training.loop import run_recipe
+    from pixelspace.training.loop import check_start, run_recipe
     from pixelspace.training.run import opened_run
 
     made = recipe_of(recipe, data, settings, judge, judge_images, text)
@@ -78,6 +78,7 @@ def train(
         model = open_model(start_from, "cpu")
         weights, config = model.backbone.state_dict(), model.config
         given = Given(str(start_from), weights, config.backbone, config.codec, config.process, config.size)
+    check_start(made, run, stage, given is not None)
     with opened_run(run, made, accept_changes=accept_changes):
         try:
             run_recipe(

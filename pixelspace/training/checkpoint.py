@@ -95,6 +95,12 @@ def newest(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
     return path, refused
 
 
+def images_seen(folder: Path) -> tuple[Path | None, int]:
+    """The highest step that is whole, and how many images it had seen; its tensors are not read."""
+    path, state, _ = _first_good(folder, lambda path: store.read_state(path, kind=KIND))
+    return path, state["images"] if state else 0
+
+
 def resume(folder: Path) -> Resumed | None:
     """As `newest`, and reads it in the same pass: None without any step folder."""
     path, contents, refused = _first_good(folder, lambda path: store.read(path, kind=KIND))

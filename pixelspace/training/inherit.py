@@ -12,7 +12,7 @@ from pixelspace.data.codec import Codec
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import IDENTITY, Report, transfer
-from pixelspace.nn.weights import digest
+from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
 from pixelspace.training import checkpoint
 from pixelspace.training.ema import Average
@@ -39,8 +39,10 @@ class Given:
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a stage: what its rules do with every name, if it inherits, and the parameters that will not learn."""
+    """Of a stage: its network on the meta device, what its rules do with every name, if it inherits, and the parameters
+    that will not learn."""
 
+    network: nn.Module
     report: Report | None
     frozen: tuple[str, ...]
 
@@ -51,7 +53,7 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
     Raises:
         UserError: rules, names to freeze or groups of the optimiser that do not fit the networks.
     """
-    networks, plans = dict[str, nn.Module](), dict[str, Plan]()
+    plans = dict[str, Plan]()
     for stage in recipe.stages:
         with torch.device("meta"):
             network = stage.backbone.build()
@@ -59,11 +61,8 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
         try:
             if stage.init:
                 ancestor = recipe[stage.init.stage]
-                source, grids = (
-                    networks[ancestor.name].state_dict(),
-                    (ancestor.backbone.positions, stage.backbone.positions),
-                )
-                report = transfer(source, network, stage.init.rules, grids)
+                grids = ancestor.backbone.positions, stage.backbone.positions
+                report = transfer(plans[ancestor.name].network.state_dict(), network, stage.init.rules, grids)
             frozen = freeze(network, stage.freeze)
             stage.optimizer.build(network)
         except UserError as error:
@@ -74,12 +73,16 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
                 f"stage {stage.name!r}: init.match_images sets an affine seam that starts fresh, and this network has "
                 f"none; set backbone.seam to 'affine' and leave it fresh, or match_images to 0"
             )
-        if stage.init and stage.init.match_images and "core" not in dict(networks[stage.init.stage].named_children()):
+        if (
+            stage.init
+            and stage.init.match_images
+            and "core" not in dict(plans[stage.init.stage].network.named_children())
+        ):
             raise UserError(
                 f"stage {stage.name!r}: init.match_images compares what enters two cores, and stage "
                 f"{stage.init.stage!r} has no core; inherit from one that has, or set match_images to 0"
             )
-        networks[stage.name], plans[stage.name] = network, Plan(report, frozen)
+        plans[stage.name] = Plan(network, report, frozen)
     return plans
 
 
@@ -92,7 +95,8 @@ def take(network: nn.Module, stage: Stage, given: Given) -> Report:
     """Sets the network of `stage` from what is given: whole where it fits, else by the stage's rules.
 
     Raises:
-        UserError: it neither fits nor do the rules say how, or it is of another range of data.
+        CheckpointError: it does not fit, and the stage has no rules; or it is not finite.
+        UserError: the rules do not say how it fits, or it is of another range of data.
     """
     if type(given.codec) is not type(stage.codec):
         raise UserError(
@@ -101,8 +105,14 @@ def take(network: nn.Module, stage: Stage, given: Given) -> Report:
         )
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     fits = shapes == {name: tensor.shape for name, tensor in given.weights.items()}
-    rules = IDENTITY if fits or stage.init is None else stage.init.rules
-    return transfer(given.weights, network, rules, (given.backbone.positions, stage.backbone.positions))
+    grids = given.backbone.positions, stage.backbone.positions
+    try:
+        if stage.init is None:
+            load_weights(network, given.weights)
+        rules = IDENTITY if fits or stage.init is None else stage.init.rules
+        return transfer(given.weights, network, rules, grids)
+    except (CheckpointError, UserError) as error:
+        raise type(error)(f"stage {stage.name!r} from {given.name}: {error}") from error
 
 
 def write_report(folder: Path, stage: Stage, report: Report, source: str, network: nn.Module) -> str:
@@ -129,6 +139,31 @@ def _moments(report: Report, optimizer: torch.optim.Optimizer, theirs: Mapping[s
     }
 
 
+def check_source(
+    recipe: Recipe, stage: Stage, ancestor: Path, newest: Path | None, seen: int, refused: tuple[str, ...] = ()
+) -> None:
+    """Refuses to inherit from a stage whose `newest` good checkpoint in `ancestor` is not there, or has not `seen` the
+    end; `refused` says why later ones are not good.
+
+    Raises:
+        CheckpointError: the stage has no checkpoint.
+        UserError: the stage is not trained to its end.
+    """
+    assert stage.init is not None
+    earlier = recipe[stage.init.stage]
+    if newest is None:
+        raise CheckpointError(
+            f"{ancestor}: stage {earlier.name!r} has no checkpoint to inherit; train it first, or start stage "
+            f"{stage.name!r} by --from"
+        )
+    if seen != earlier.images:
+        damaged = f" ({'; '.join(refused)}: move it away)" if refused else ""
+        raise UserError(
+            f"stage {stage.name!r} inherits from {earlier.name!r}, which stands at {seen:,} of {earlier.images:,} "
+            f"images{damaged}; train it to its end first, or take the weights as they are by --from {newest}"
+        )
+
+
 def start_from(state: State, recipe: Recipe, stage: Stage, ancestor: Path) -> tuple[Report, Mapping[str, Tensor]]:
     """Weights, and on request average and moments, of an earlier stage's last checkpoint, which lies in `ancestor`;
     what became of every name, and the weights there.
@@ -140,15 +175,9 @@ def start_from(state: State, recipe: Recipe, stage: Stage, ancestor: Path) -> tu
     assert stage.init is not None
     init, earlier = stage.init, recipe[stage.init.stage]
     resumed = checkpoint.resume(ancestor / "checkpoints")
-    if resumed is None:
-        raise CheckpointError(f"{ancestor}: stage {init.stage!r} has no checkpoint to inherit; train it first")
-    seen = resumed.contents.state["images"]
-    if seen != earlier.images:
-        refused = f" ({'; '.join(resumed.refused)}: move it away)" if resumed.refused else ""
-        raise UserError(
-            f"stage {stage.name!r} inherits from {init.stage!r}, which stands at {seen:,} of {earlier.images:,} "
-            f"images{refused}; train it to its end first, or take the weights as they are by --from {resumed.path}"
-        )
+    seen, refused = (resumed.contents.state["images"], resumed.refused) if resumed else (0, ())
+    check_source(recipe, stage, ancestor, resumed and resumed.path, seen, refused)
+    assert resumed is not None
     parts, saved = resumed.contents.parts, resumed.contents.state
     grids = earlier.backbone.positions, stage.backbone.positions
     weights = parts["ema" if init.weights == "ema" else "model"]

@@ -8,7 +8,7 @@ on from any checkpoint to the same bits.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +29,7 @@ from pixelspace.random import Rng
 from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
-from pixelspace.training.inherit import Given, matchable, planned, start_from, take, write_report
+from pixelspace.training.inherit import Given, check_source, matchable, planned, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import set_rate
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
@@ -183,11 +183,6 @@ class StageRun:
             if given is not None:
                 self.say("--from is not used: the stage goes on from its own checkpoint")
             restore(self.state, resumed.contents.parts, saved)
-            if self.images > self.stage.images:
-                raise UserError(
-                    f"stage {self.stage.name!r} has seen {self.images:,} images and cannot end, nor its heir "
-                    f"begin, at {self.stage.images:,}; the nearest is {self.images:,}"
-                )
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
         elif given is not None:
             report = take(self.state.network, self.stage, given)
@@ -436,16 +431,50 @@ def _is_done(stage: Stage, folder: Path) -> bool:
     return bool(steps) and steps[0].name == f"step-{stage.images // stage.batch:08d}"
 
 
-def _check_heirs(recipe: Recipe, run: Path, stage: Stage) -> None:
-    """Refuses to train a stage further when others have taken over from it."""
+def _stands(stage: Stage, folder: Path) -> tuple[Path | None, int]:
+    """A stage's newest checkpoint, and the images it has seen; of one that is at its end nothing is read."""
+    if not folder.is_dir():
+        return None, 0
+    if _is_done(stage, folder):
+        return checkpoint.candidates(folder / "checkpoints")[0], stage.images
+    return checkpoint.images_seen(folder / "checkpoints")
+
+
+def _check_end(recipe: Recipe, stage: Stage, seen: Mapping[str, int]) -> None:
+    """Refuses an end that a stage has passed, or before which others have taken over from it."""
+    stands = seen[stage.name]
+    if stands > stage.images:
+        raise UserError(
+            f"stage {stage.name!r} has seen {stands:,} images and cannot end, nor its heir begin, at "
+            f"{stage.images:,}; the nearest is {stands:,}"
+        )
     for heir in recipe.stages:
-        begun = checkpoint.candidates(stage_folder(run, recipe, heir.name) / "checkpoints")
-        if heir.init and heir.init.stage == stage.name and begun:
-            seen = int(begun[0].name.partition("-")[2]) * heir.batch
+        if stands < stage.images and heir.init and heir.init.stage == stage.name and seen[heir.name]:
             raise UserError(
-                f"stage {stage.name!r} is not at its end of {stage.images:,} images, and {heir.name!r}, which took "
-                f"over from it, has seen {seen:,}; set it back as it was, or start anew with another --out"
+                f"stage {stage.name!r} stands at {stands:,} of {stage.images:,} images, and {heir.name!r}, which took "
+                f"over from it, has seen {seen[heir.name]:,}; set stages.{recipe.stages.index(stage)}.images to "
+                f"{stands}, or start anew with another --out"
             )
+
+
+def check_start(recipe: Recipe, run: Path, first: str | None = None, given: bool = False) -> None:
+    """Refuses, before anything is written, what does not fit: rules and names of what is inherited, frozen or has a
+    rate of its own; and from the stage `first` on, ends that are passed, or weights that are not there unless `given`.
+
+    Raises:
+        UserError: naming the stage.
+        CheckpointError: an earlier stage has no checkpoint, or a stage has none that is whole.
+    """
+    planned(recipe)
+    names = [stage.name for stage in recipe.stages]
+    start = names.index(first) if first else 0
+    folders = {name: stage_folder(run, recipe, name) for name in names}
+    seen = {stage.name: _stands(stage, folders[stage.name])[1] for stage in recipe.stages[start:]}
+    for i, stage in enumerate(recipe.stages[start:]):
+        _check_end(recipe, stage, seen)
+        source = stage.init.stage if stage.init else stage.name
+        if source in names[:start] and not seen[stage.name] and not (given and i == 0):
+            check_source(recipe, stage, folders[source], *_stands(recipe[source], folders[source]))
 
 
 def run_recipe(
@@ -466,7 +495,7 @@ def run_recipe(
     What is `given` starts the first stage that is trained; `first` names it, and earlier ones must then have been
     trained unless something is given. Networks that judge are looked for in `judges`, by default in `cache`/weights.
     """
-    planned(recipe)
+    check_start(recipe, run, first, given is not None)
     names = [stage.name for stage in recipe.stages]
     start = names.index(first) if first else 0
     for stage in recipe.stages[start:]:
@@ -474,7 +503,6 @@ def run_recipe(
         if _is_done(stage, folder):
             say(f"stage {stage.name!r} is complete")
             continue
-        _check_heirs(recipe, run, stage)
         if stage.warning:
             say(f"warning: {stage.warning}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,20 @@ def test_the_highest_step_is_resumed_whatever_the_order_of_saves(tmp_path):
     assert_is(found.contents, 100000000)
 
 
+def test_images_seen_are_told_without_reading_tensors(tmp_path):
+    assert checkpoint.images_seen(tmp_path) == (None, 0)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, parts(step), {"step": step, "images": 8 * step})
+    damage(tmp_path / "step-00000003")  # within a tensor; it is found when the weights are read
+    assert checkpoint.images_seen(tmp_path) == (tmp_path / "step-00000003", 24)
+    damage(tmp_path / "step-00000003", "state.json")
+    assert checkpoint.images_seen(tmp_path) == (tmp_path / "step-00000002", 16)
+    for step in (1, 2):
+        damage(tmp_path / f"step-{step:08d}", "state.json")
+    with pytest.raises(CheckpointError, match="none of its 3 checkpoints is good"):
+        checkpoint.images_seen(tmp_path)
+
+
 def test_a_stage_without_checkpoints_starts_anew(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         assert checkpoint.newest(folder) == (None, ())
