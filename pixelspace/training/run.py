@@ -19,7 +19,9 @@ FREE = frozenset(
     "validate_count log_steps bad_steps sampling vae evaluators".split()
 )
 # Settings without which the checkpoints mean something else.
-FIXED = frozenset("seed backbone batch size source holdout split keep order window buckets codec name".split())
+FIXED = frozenset(
+    "seed backbone batch size source holdout split keep order window buckets codec name init freeze groups".split()
+)
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -69,9 +71,16 @@ def _completed(data: Any, defaults: dict[str, dict[str, Any]]) -> Any:
     return {**defaults.get(data.get("type", ""), {}), **{key: _completed(item, defaults) for key, item in data.items()}}
 
 
-def _check_unchanged(run: Path, recipe: Recipe, accept_changes: bool) -> None:
-    before = _completed(read_json(run / "recipe.json"), _defaults(recipe))
-    changed = list(differences(before, to_data(recipe)))
+def _begun(run: Path) -> set[int]:
+    """The numbers of stages that have checkpoints."""
+    return {int(path.parents[1].name.partition("-")[0]) for path in run.glob("[0-9][0-9]-*/checkpoints/step-*")}
+
+
+def _check_unchanged(run: Path, recipe: Recipe, begun: set[int], accept_changes: bool) -> None:
+    before, now = _completed(read_json(run / "recipe.json"), _defaults(recipe)), to_data(recipe)
+    for described in (before, now):  # what no stage has been trained by may still be planned anew
+        described["stages"] = {str(i): stage for i, stage in enumerate(described["stages"]) if i in begun}
+    changed = list(differences(before, now))
     bound = [(path, a, b) for path, a, b in changed if not FREE & set(path.split("."))]
     fixed = [entry for entry in bound if FIXED & set(entry[0].split("."))]
     if bound and not (accept_changes and not fixed):
@@ -100,8 +109,8 @@ def opened_run(run: Path, recipe: Recipe, *, accept_changes: bool = False) -> It
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{run}: another process is training here; wait for it or give another --out") from error
-        if any(run.glob("*/checkpoints/step-*")):  # before the first one there is nothing to contradict
-            _check_unchanged(run, recipe, accept_changes)
+        if begun := _begun(run):  # before the first checkpoint there is nothing to contradict
+            _check_unchanged(run, recipe, begun, accept_changes)
         try:
             _write_recipe(run, recipe)
         except OSError as error:
