@@ -1,9 +1,11 @@
 """A recipe as a tree that people read."""
 
-import torch
-from torch import nn
+from collections.abc import Mapping
 
-from pixelspace.training.inherit import planned
+from torch import Tensor, nn
+
+from pixelspace.growth.transfer import Report
+from pixelspace.training.inherit import Plan, planned
 from pixelspace.training.memory import activation_bytes
 from pixelspace.training.stage import Recipe, Stage
 
@@ -25,42 +27,75 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _stage(stage: Stage, frozen: tuple[str, ...], depth: int) -> list[str]:
-    with torch.device("meta"):
-        network = stage.backbone.build()
-    still = sum(network.get_parameter(name).numel() for name in frozen)
-    count, height, width = _count(network), *stage.size
-    micro = stage.micro or stage.batch
+def _activations(stage: Stage) -> tuple[int, int]:
+    """Bytes for one image, and for each one more: weights in bfloat16 are saved once."""
     one = activation_bytes(stage, 1)
-    each = activation_bytes(stage, 2) - one  # what is saved once, as weights in bfloat16, does not grow with images
+    return one, activation_bytes(stage, 2) - one
+
+
+def _line(what: str, number: str) -> str:
+    return f"  {what:<42} {number:>15}"
+
+
+def _inherited(report: Report, own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> list[str]:
+    """How many tensors, and numbers in them, have come how."""
+    ways = {
+        "inherited": (report.copied, own),
+        "resized": (report.resized, own),
+        "fresh": (report.fresh, own),
+        "unused": (report.unused, source),
+    }
+    return [
+        _line(f"{way}, {len(names)} tensors", f"{sum(tensors[name].numel() for name in names):,}")
+        for way, (names, tensors) in ways.items()
+        if names
+    ]
+
+
+def _stage(stage: Stage, plans: Mapping[str, Plan], activations: tuple[int, int], depth: int) -> list[str]:
+    plan = plans[stage.name]
+    count, height, width = _count(plan.network), *stage.size
+    learnt = sum(parameter.numel() for parameter in plan.network.parameters() if parameter.requires_grad)
+    still = sum(plan.network.get_parameter(name).numel() for name in plan.frozen)
+    micro, (one, each) = stage.micro or stage.batch, activations
     h, w = stage.shape[1:]
     tokens = stage.text.length if stage.text else 0
     kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w, tokens=tokens)
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
-    return [
+    lines = [
         f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
-        f"  {'network (' + type(network).__name__ + ')':<42} {count:>15,} parameters",
-        *_tree(network, depth, "    "),
-        *([f"  {'of which frozen, by ' + ', '.join(stage.freeze):<42} {still:>15,}"] if still else []),
-        f"  {'forward pass of one image':<42} {whole / 1e9:>15,.3f} GMAC",
-        *(
-            []
-            if kept is None
-            else [f"  {f'  of {kept} kept patches':<42} {stage.backbone.macs(h, w, kept, tokens) / 1e9:>15,.3f} GMAC"]
-        ),
-        f"  {'activations for backward, one image':<42} {_gib(each):>15}",
-        f"  {'training: weights, gradients, moments, EMA':<42} {_gib(4 * (5 * count - 4 * still)):>15}",
-        f"  {f'and activations of {micro:,} at once':<42} {_gib(one + each * (micro - 1)):>15}",
+        *([f"  warning: {stage.warning}"] if stage.warning else []),
+        _line(f"network ({type(plan.network).__name__})", f"{count:,}") + " parameters",
+        *_tree(plan.network, depth, "    "),
+    ]
+    if stage.init and plan.report:
+        lines += _inherited(plan.report, plan.network.state_dict(), plans[stage.init.stage].network.state_dict())
+    if still:
+        lines.append(_line(f"frozen: {', '.join(stage.freeze)}", f"{still:,}"))
+    lines.append(_line("forward pass of one image", f"{whole / 1e9:,.3f}") + " GMAC")
+    if kept is not None:
+        macs = stage.backbone.macs(h, w, kept, tokens)
+        lines.append(_line(f"  of {kept} kept patches", f"{macs / 1e9:,.3f}") + " GMAC")
+    return [
+        *lines,
+        _line("activations for backward, one image", _gib(each)),
+        _line("training: weights, gradients, moments, EMA", _gib(4 * count + 16 * learnt)),
+        _line(f"and activations of {micro:,} at once", _gib(one + each * (micro - 1))),
     ]
 
 
 def describe(recipe: Recipe, depth: int = 1) -> str:
-    """Stages, modules with exact parameter counts, GMACs and memory, one a line.
+    """Stages, modules with exact parameter counts, what is inherited and frozen, GMACs and memory, one a line.
 
     Raises:
         UserError: what stages inherit or freeze does not fit their networks.
     """
     lines, plans = [f"{recipe.name} (seed {recipe.seed})"], planned(recipe)
+    known = dict[tuple, tuple[int, int]]()
     for stage in recipe.stages:
-        lines += ["", *_stage(stage, plans[stage.name].frozen, depth)]
+        decides = stage.backbone, stage.objective, stage.text, stage.shape, stage.freeze
+        decides = *decides, stage.precision, stage.checkpointing
+        if decides not in known:  # seconds at 8 billion parameters
+            known[decides] = _activations(stage)
+        lines += ["", *_stage(stage, plans, known[decides], depth)]
     return "\n".join(lines)

@@ -6,10 +6,12 @@ import torch
 from pixelspace.backbones.uvit import CoreConfig, UViTConfig
 from pixelspace.errors import UserError
 from pixelspace.growth.freeze import freeze
+from pixelspace.growth.transfer import Rule
 from pixelspace.recipes.hdit import demo, ffhq1024
+from pixelspace.recipes.maskdit import imagenet256_debug
 from pixelspace.training.describe import describe
 from pixelspace.training.memory import activation_bytes
-from pixelspace.training.stage import Recipe
+from pixelspace.training.stage import Inherit, Recipe
 from pixelspace.types import Batch, Draw
 
 WEIGHTS = "training: weights, gradients, moments, EMA"
@@ -92,8 +94,65 @@ def test_what_is_frozen_is_described_with_its_weights_alone(grown):
     assert told(replace(grown, freeze=())) == (f"  {WEIGHTS:<42} {f'{count * 20 / 2**20:.1f} MiB':>15}", [])
     assert told(grown) == (
         f"  {WEIGHTS:<42} {f'{(count * 20 - still * 16) / 2**20:.1f} MiB':>15}",
-        [f"  {'of which frozen, by core.*, embed.*':<42} {still:>15,}"],
+        [f"  {'frozen: core.*, embed.*':<42} {still:>15,}"],
     )
+
+
+def numbers(network, names):
+    tensors = network.state_dict()
+    return sum(tensors[name].numel() for name in names)
+
+
+def test_what_is_inherited_is_counted_by_tensors_and_their_numbers(grown):
+    """Round a finer grid, whose positions are resized; a seam is fresh there, one level of the source unused."""
+    core = grown.backbone.core
+    fresh = Rule("*", fresh=True)
+    rules = Rule("core.position", resize="position"), Rule("core.*"), Rule("embed.*"), fresh
+    finer = replace(core, grid=(8, 8))
+    heir = replace(
+        grown,
+        name="finer",
+        backbone=UViTConfig(finer, (16,), patch=2, blocks=1, seam="norm"),
+        init=Inherit("train", rules),
+    )
+    with torch.device("meta"):
+        source, network = grown.backbone.build(), heir.backbone.build()
+    names, theirs = list(network.state_dict()), list(source.state_dict())
+    kept = [name for name in names if name.startswith(("core.", "embed.")) and name != "core.position"]
+    ours = [name for name in names if not name.startswith(("core.", "embed."))]
+    unused = [name for name in theirs if not name.startswith(("core.", "embed."))]
+    first, second = describe(Recipe("two", (grown, heir))).split("\nstage ")[1:]
+    assert not any(way in first for way in ("inherited", "resized", "fresh", "unused"))
+    for what, number in (
+        (f"inherited, {len(kept)} tensors", numbers(network, kept)),
+        ("resized, 1 tensors", 8 * 8 * core.width),
+        (f"fresh, {len(ours)} tensors", numbers(network, ours)),
+        (f"unused, {len(unused)} tensors", numbers(source, unused)),
+        ("frozen: core.*, embed.*", numbers(network, [*kept, "core.position"])),
+    ):
+        assert f"  {what:<42} {number:>15,}" in second.splitlines()
+
+
+def test_tables_that_never_learn_take_their_own_bytes_alone():
+    (stage, *_) = imagenet256_debug().stages
+    network = stage.backbone.build()
+    fixed = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    count = sum(p.numel() for p in network.parameters())
+    text = describe(Recipe("masked", (stage,)))
+    assert fixed and f"  {WEIGHTS:<42} {f'{(count * 20 - fixed * 16) / 2**20:.1f} MiB':>15}" in text.splitlines()
+    assert "frozen" not in text  # it is the network's own way, not the recipe's
+
+
+def test_stages_are_described_together_as_alone(grown):
+    kinds = {
+        "whole": {"freeze": ()},
+        "bf16": {"precision": "bf16"},
+        "again": {"checkpointing": True},
+        "same": {},
+    }
+    stages = tuple(replace(grown, name=name, **changes) for name, changes in kinds.items())
+    told = describe(Recipe("all", stages)).split("\n\n")[1:]
+    assert told == [describe(Recipe("one", (stage,))).split("\n\n")[1] for stage in stages]
 
 
 def test_describing_refuses_what_training_would(grown):
