@@ -160,8 +160,8 @@ def judged(run: Path, recipe) -> dict[str, float]:
     from pixelspace.evaluation.stats import moments
     from pixelspace.evaluation.weights import Weights
     from pixelspace.random import Rng
-    from pixelspace.training.loop import stage_folder
     from pixelspace.training.preview import autocast, held_out_loss
+    from pixelspace.training.standing import stage_folder
 
     cpu, stage = torch.device("cpu"), recipe.stages[-1]
     model = ps.load(stage_folder(run, recipe, stage.name), device="cpu")
@@ -190,7 +190,7 @@ def steadiness(run: Path, recipe) -> dict[str, float | list]:
     """Spikes, gradients, and how far the core of the last weights is from where it began in its stage."""
     from pixelspace.training import checkpoint
     from pixelspace.training.log import read_metrics
-    from pixelspace.training.loop import stage_folder
+    from pixelspace.training.standing import stage_folder
 
     rows, curve, seen = [], [], 0
     for stage in recipe.stages:

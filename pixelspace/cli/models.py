@@ -56,8 +56,9 @@ def train(
 
     from pixelspace.config import nearest
     from pixelspace.dist import pick_device
-    from pixelspace.training.loop import check_start, run_recipe
+    from pixelspace.training.loop import run_recipe
     from pixelspace.training.run import opened_run
+    from pixelspace.training.standing import check_start
 
     made = recipe_of(recipe, data, settings, judge, judge_images, text)
     names = [one.name for one in made.stages]

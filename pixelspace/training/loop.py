@@ -8,7 +8,7 @@ on from any checkpoint to the same bits.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,12 +29,13 @@ from pixelspace.random import Rng
 from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
-from pixelspace.training.inherit import Given, check_source, matchable, planned, start_from, take, write_report
+from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import set_rate
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
 from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
+from pixelspace.training.standing import check_start, is_done, stage_folder
 from pixelspace.training.state import State, restore, tensors_of
 from pixelspace.training.stopping import asked_to_stop
 from pixelspace.training.words import nothing, open_reader, with_text
@@ -420,63 +421,6 @@ class StageRun:
                     since = time.monotonic()
 
 
-def stage_folder(run: Path, recipe: Recipe, name: str) -> Path:
-    """Where a stage of a run lives: `00-core-64`."""
-    index = [stage.name for stage in recipe.stages].index(name)
-    return run / f"{index:02d}-{name}"
-
-
-def _is_done(stage: Stage, folder: Path) -> bool:
-    steps = checkpoint.candidates(folder / "checkpoints")
-    return bool(steps) and steps[0].name == f"step-{stage.images // stage.batch:08d}"
-
-
-def _stands(stage: Stage, folder: Path) -> tuple[Path | None, int]:
-    """A stage's newest checkpoint, and the images it has seen; of one that is at its end nothing is read."""
-    if not folder.is_dir():
-        return None, 0
-    if _is_done(stage, folder):
-        return checkpoint.candidates(folder / "checkpoints")[0], stage.images
-    return checkpoint.images_seen(folder / "checkpoints")
-
-
-def _check_end(recipe: Recipe, stage: Stage, seen: Mapping[str, int]) -> None:
-    """Refuses an end that a stage has passed, or before which others have taken over from it."""
-    stands = seen[stage.name]
-    if stands > stage.images:
-        raise UserError(
-            f"stage {stage.name!r} has seen {stands:,} images and cannot end, nor its heir begin, at "
-            f"{stage.images:,}; the nearest is {stands:,}"
-        )
-    for heir in recipe.stages:
-        if stands < stage.images and heir.init and heir.init.stage == stage.name and seen[heir.name]:
-            raise UserError(
-                f"stage {stage.name!r} stands at {stands:,} of {stage.images:,} images, and {heir.name!r}, which took "
-                f"over from it, has seen {seen[heir.name]:,}; set stages.{recipe.stages.index(stage)}.images to "
-                f"{stands}, or start anew with another --out"
-            )
-
-
-def check_start(recipe: Recipe, run: Path, first: str | None = None, given: bool = False) -> None:
-    """Refuses, before anything is written, what does not fit: rules and names of what is inherited, frozen or has a
-    rate of its own; and from the stage `first` on, ends that are passed, or weights that are not there unless `given`.
-
-    Raises:
-        UserError: naming the stage.
-        CheckpointError: an earlier stage has no checkpoint, or a stage has none that is whole.
-    """
-    planned(recipe)
-    names = [stage.name for stage in recipe.stages]
-    start = names.index(first) if first else 0
-    folders = {name: stage_folder(run, recipe, name) for name in names}
-    seen = {stage.name: _stands(stage, folders[stage.name])[1] for stage in recipe.stages[start:]}
-    for i, stage in enumerate(recipe.stages[start:]):
-        _check_end(recipe, stage, seen)
-        source = stage.init.stage if stage.init else stage.name
-        if source in names[:start] and not seen[stage.name] and not (given and i == 0):
-            check_source(recipe, stage, folders[source], *_stands(recipe[source], folders[source]))
-
-
 def run_recipe(
     recipe: Recipe,
     run: Path,
@@ -500,7 +444,7 @@ def run_recipe(
     start = names.index(first) if first else 0
     for stage in recipe.stages[start:]:
         folder = stage_folder(run, recipe, stage.name)
-        if _is_done(stage, folder):
+        if is_done(stage, folder):
             say(f"stage {stage.name!r} is complete")
             continue
         if stage.warning:

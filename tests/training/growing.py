@@ -25,6 +25,7 @@ from pixelspace.training import checkpoint, loop
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant, Group
 from pixelspace.training.stage import Inherit, Recipe, Stage
+from pixelspace.training.standing import stage_folder
 
 BATCH, STEPS = 4, 3
 SLOW = tuple(Group(names, lr_factor=0.1, warmup_images=2 * BATCH) for names in KEPT)
@@ -103,7 +104,7 @@ def parts_of(folder: Path, step: int | None = None) -> dict[str, dict[str, torch
 def opened(recipe: Recipe, run: Path, name: str, folder: Path) -> loop.StageRun:
     """A stage before its first step, in a folder of its own, with its ancestor in `run`."""
     stage, device = recipe[name], torch.device("cpu")
-    ancestor = loop.stage_folder(run, recipe, stage.init.stage) if stage.init else None
+    ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
     return loop.StageRun(
         stage, folder, recipe=recipe, device=device, cache=None, say=lambda line: None, given=None, ancestor=ancestor
     )

@@ -22,6 +22,7 @@ from pixelspace.recipes.greedy import KEPT
 from pixelspace.training import loop
 from pixelspace.training.optim import state_by_name
 from pixelspace.training.seam import samples
+from pixelspace.training.standing import stage_folder
 from tests.backbones.cases import CORE, UVIT, conditions
 from tests.training.growing import BATCH, SLOW, STEPS, chain, opened, parts_of, recipe, trained
 
@@ -245,7 +246,7 @@ def test_a_stage_cannot_end_before_what_it_has_seen(whole, tmp_path):
 def test_growth_in_a_chain_keeps_every_inherited_part_bit_for_bit(tmp_path):
     run = chain()
     trained(run, tmp_path)
-    folders = [loop.stage_folder(tmp_path, run, stage.name) for stage in run.stages]
+    folders = [stage_folder(tmp_path, run, stage.name) for stage in run.stages]
     inherited = []
     for before, folder in pairwise(folders):
         told = json.loads((folder / "transfer.json").read_text())
