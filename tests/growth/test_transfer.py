@@ -182,7 +182,7 @@ def test_rules_that_do_not_fit_are_refused_with_the_name_and_nothing_is_changed(
             OTHER_WIDTH,
             CORE_ALONE,
             r"^core\.position: has shape \(2, 3, 8\) here and \(2, 3, 16\) in the source \(core\.position\); "
-            r'add resize="position" to the rule, or give it Rule\(\'core\.position\', fresh=True\) before \'core\.\*\'',
+            r"give it Rule\(\'core\.position\', fresh=True\) before \'core\.\*\'",
         ),
         (
             SHALLOW,
