@@ -25,7 +25,7 @@ from pixelspace.nn.attention import (
     neighborhood_attention,
     shifted_window_attention,
 )
-from pixelspace.nn.embed import FourierFeatures
+from pixelspace.nn.embed import FourierFeatures, label_rows
 from pixelspace.nn.mlp import FeedForward
 from pixelspace.nn.norm import AdaRMSNorm, RMSNorm
 from pixelspace.nn.resample import TokenMerge, TokenSplit, TokenSplitSkip
@@ -375,20 +375,12 @@ class HDiT(nn.Module):
             groups.setdefault((1 / 3 if slow else 1.0, decay), []).append(name)
         return [ParamGroup(tuple(names), *key) for key, names in groups.items()]
 
-    def _embed_label(self, label: Tensor) -> Tensor:
-        assert self.class_emb is not None
-        table = self.class_emb.weight
-        if label.is_floating_point():
-            none = (label == 0).all(-1, keepdim=True).to(table.dtype)
-            return label.to(table.dtype) @ table[:-1] + none * table[-1]
-        return self.class_emb(torch.where(label < 0, len(table) - 1, label))
-
     def _embed(self, c_noise: Tensor, cond: Cond, text: Tensor | None) -> Tensor:
         aug = cond.get("aug")
         aug = c_noise.new_zeros(len(c_noise), 9) if aug is None else aug
         out = self.time_in_proj(self.time_emb(c_noise[:, None])) + self.aug_in_proj(self.aug_emb(aug))
         if self.class_emb is not None:
-            out = out + self._embed_label(cond["label"])
+            out = out + label_rows(self.class_emb.weight, cond["label"])
         if self.mapping_cond_in_proj is not None:
             out = out + self.mapping_cond_in_proj(cond["mapping"])
         if text is not None:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
-from pixelspace.nn.embed import timestep_features
+from pixelspace.nn.embed import label_rows, timestep_features
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.nn.text import Text, TextInput
 from pixelspace.types import BackboneConfig, Cond, ParamGroup
@@ -205,21 +205,13 @@ class Embedding(nn.Module):
         self.text = TextInput(config.text, e) if config.text else None
         self.label = nn.Embedding(config.num_classes + 1, e) if config.num_classes else None
 
-    def _class(self, label: Tensor) -> Tensor:
-        assert self.label is not None
-        table = self.label.weight
-        if label.is_floating_point():
-            none = (label == 0).all(-1, keepdim=True).to(table.dtype)
-            return label.to(table.dtype) @ table[:-1] + none * table[-1]
-        return self.label(torch.where(label < 0, len(table) - 1, label))
-
     def forward(self, c_noise: Tensor, cond: Cond) -> tuple[Tensor, ...]:
         out, words = self.time(timestep_features(_NOISE_UNIT * c_noise, TIME_FEATURES)), []
         if self.text is not None:
             *words, summary = self.text(cond)
             out = out + summary
         if self.label is not None:
-            out = out + self._class(cond["label"])
+            out = out + label_rows(self.label.weight, cond["label"])
         return F.silu(out), *words
 
 

@@ -25,6 +25,15 @@ class FourierFeatures(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], -1)
 
 
+def label_rows(table: Tensor, label: Tensor) -> Tensor:
+    """(B, D) of class numbers (B,) below 0 for none, or of rows (B, classes), 0 for none, by a table (classes + 1, D)
+    whose last row is none's."""
+    if label.is_floating_point():
+        none = (label == 0).all(-1, keepdim=True).to(table.dtype)
+        return label.to(table.dtype) @ table[:-1] + none * table[-1]
+    return F.embedding(torch.where(label < 0, len(table) - 1, label), table)
+
+
 def timestep_features(t: Tensor, width: int) -> Tensor:
     """(B,) to (B, width): cosines, then sines, of t times 10000^(-i / (width // 2)) (Peebles and Xie 2023). An odd last
     column is 0."""

@@ -108,7 +108,7 @@ def take(network: nn.Module, stage: Stage, given: Given) -> Report:
     grids = given.backbone.positions, stage.backbone.positions
     try:
         if stage.init is None:
-            load_weights(network, given.weights)
+            load_weights(network, given.weights)  # refuses unknown names, too, which rules leave unused
         rules = IDENTITY if fits or stage.init is None else stage.init.rules
         return transfer(given.weights, network, rules, grids)
     except (CheckpointError, UserError) as error:
