@@ -531,7 +531,9 @@ def many(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_indexing_killed_goes_on_where_it_was_and_leaves_no_process(many, tmp_path, signum):
     root = many / "in"
-    command = [sys.executable, "-m", "pixelspace", "prepare", str(root), "--out", "index", "--workers", "2"]
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs of a shell ignore it
+    program = f"import runpy, signal; {heard}; runpy.run_module('pixelspace', run_name='__main__')"
+    command = [sys.executable, "-c", program, "prepare", str(root), "--out", "index", "--workers", "2"]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(list((tmp_path / "index").glob("part-*"))) < 3:
         assert run.poll() is None
