@@ -1,7 +1,8 @@
 """Noise levels: a `Levels` is the quantile function u in (0, 1) -> sigma, increasing.
 
 The same object serves training (stratified u) and sampling (a grid of u), and can be plotted. Densities follow the
-papers named at each; the parameters of k-diffusion's configurations are in `interop.k_diffusion`.
+papers named at each; the parameters of k-diffusion's configurations are in `interop.k_diffusion`. Levels that stand in
+a table are in `noise.tables`.
 """
 
 import math
@@ -20,6 +21,10 @@ class Levels(ABC):
     @abstractmethod
     def __call__(self, u: Tensor) -> Tensor:
         """sigma at quantile u, elementwise, in u's dtype."""
+
+    def schedule(self, steps: int) -> Tensor:
+        """(steps,) float64: the levels that sampling visits, from the highest to the lowest."""
+        return self(torch.linspace(1, 0, steps, dtype=torch.float64))
 
 
 def _check_range(name: str, low: float, high: float) -> None:
@@ -229,8 +234,8 @@ def grid(levels: Levels, steps: int) -> Tensor:
     """(steps + 1,) float64 sampling schedule: `steps` levels from the highest to the lowest, then 0.
 
     Raises:
-        ValueError: `steps` below 1.
+        ValueError: `steps` below 1, or more than a table of levels has.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, found {steps}")
-    return torch.cat([levels(torch.linspace(1, 0, steps, dtype=torch.float64)), torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([levels.schedule(steps), torch.zeros(1, dtype=torch.float64)])

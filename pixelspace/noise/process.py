@@ -2,7 +2,7 @@
 
 Every parametrisation of the field is a `Precond`: denoised = c_skip x + c_out F(c_in x, c_noise) (Karras et al. 2022,
 Eq. 7). Variance preserving and rectified-flow models are the same process with another c_in: their scaled state is
-c_in x. `c_noise` is ln(sigma) / 4 throughout (Karras et al. 2022, Table 1), asked about sigma / shift.
+c_in x. `c_noise` is the `Clock`'s word for sigma / shift, ln(sigma) / 4 unless a network was trained with another.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelspace.config import value
+from pixelspace.noise.clock import Clock, LogSigma
 
 
 class Coeffs(NamedTuple):
@@ -102,6 +103,7 @@ class Process:
 
     precond: Precond
     shift: float = 1.0
+    clock: Clock = LogSigma()
 
     def __post_init__(self) -> None:
         if self.shift <= 0:
@@ -111,11 +113,14 @@ class Process:
         """x = x0 + sigma noise."""
         return x0 + expand(sigma, x0) * noise
 
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What a backbone is told of sigma, elementwise."""
+        return self.clock(sigma / self.shift)
+
     def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """All a backbone sees: c_in x, and c_noise (B,)."""
         scaled = self.precond(expand(sigma, x)).c_in * x
-        c_noise = (sigma / self.shift).log() / 4
-        return scaled, c_noise.reshape(-1).expand(len(x))
+        return scaled, self.c_noise(sigma).reshape(-1).expand(len(x))
 
     def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """What the network should say: (x0 - c_skip x) / c_out."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pixelspace.config import value
+from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import Coeffs
+from pixelspace.noise.tables import Table, vdm_weights
 
 
 class Weighting(ABC):
@@ -79,3 +81,20 @@ class SoftMinSNR(Weighting):
 
     def __call__(self, sigma: Tensor, c: Coeffs) -> Tensor:
         return c.c_out**2 / (sigma**2 + 1 / self.gamma)
+
+
+@value
+class VDM(Weighting):
+    """What each entry of a table adds to the variational bound (`vdm_weights`), over its mean, times the weight `on`.
+
+    The original divides a batch's loss by the sum of its weights; the mean over the table is what that tends to in
+    large batches, and does not tie one sample's loss to the others'.
+    """
+
+    table: Table
+    on: Weighting = Unit()
+
+    def __call__(self, sigma: Tensor, c: Coeffs) -> Tensor:
+        weights = vdm_weights(self.table.gammas)[1:].to(sigma.dtype).to(sigma.device)
+        entry = TableIndex(self.table)(sigma).round().long()
+        return weights[entry] / weights.mean() * self.on(sigma, c)

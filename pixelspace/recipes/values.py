@@ -35,6 +35,7 @@ from pixelspace.evaluation.protocols import Protocol
 from pixelspace.growth.transfer import Rule
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.text import Text
+from pixelspace.noise.clock import LogSigma, TableIndex
 from pixelspace.noise.levels import (
     IDDPM,
     VP,
@@ -47,7 +48,9 @@ from pixelspace.noise.levels import (
     SplitLogNormal,
 )
 from pixelspace.noise.process import EDM, VPV, X0, Process, RectifiedFlow, VPEps
-from pixelspace.noise.weighting import SNR, EDMWeight, MinSNR, SoftMinSNR, Unit
+from pixelspace.noise.pyramid import Pyramid
+from pixelspace.noise.tables import LimitedCosine, LinearBeta, SquaredCosine
+from pixelspace.noise.weighting import SNR, VDM, EDMWeight, MinSNR, SoftMinSNR, Unit
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.masked import Masked, MaskRatio
 from pixelspace.sampling.generate import Sampling
@@ -67,9 +70,11 @@ VALUES: dict[str, type] = {
         *(MaskDiTConfig, Decoder),
         *(CoreConfig, ShallowUViTConfig, UViTConfig),
         *(Text, Bytes, MiniLM, Pretrained, Cached),
-        *(Denoising, Masked, MaskRatio, Process, EDM, VPEps, VPV, X0, RectifiedFlow),
-        *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR),
+        *(Denoising, Masked, MaskRatio, Pyramid),
+        *(Process, EDM, VPEps, VPV, X0, RectifiedFlow, LogSigma, TableIndex),
+        *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR, VDM),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
+        *(SquaredCosine, LinearBeta, LimitedCosine),
         *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, Parquet, HuggingFace, Coco, Clips, Emoji, Latents),
         *(Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),

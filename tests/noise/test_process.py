@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pixelspace.noise.process import EDM, VPV, X0, Process, RectifiedFlow, VPEps
+from pixelspace.noise.tables import SquaredCosine
 from pixelspace.recipes.greedy import objective_at
 
 PRECONDS = [EDM(0.5), EDM(1.0), VPEps(), VPV(), X0(), RectifiedFlow()]
@@ -55,6 +58,26 @@ def test_edm_coefficients_meet_the_golden(golden, sigma_data):
     c = EDM(float(sigma_data))(misc["sigma"])
     for name in ("c_skip", "c_out", "c_in"):
         torch.testing.assert_close(getattr(c, name), misc[f"sd{sigma_data}/{name}"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("precond", "name"), [(VPEps(), "DDPM"), (VPV(), "V_PREDICTION")], ids=repr)
+def test_variance_preserving_algebra_meets_the_golden(golden, precond, name):
+    stored, process, table = golden("mdm/process"), Process(precond), SquaredCosine()
+    for i, t in enumerate(stored["t"].tolist()):
+        sigma = table.sigmas[t : t + 1].float()
+        x0, eps, pred, xt = (stored[key][i : i + 1] for key in ("x0", "eps", "pred", "xt"))
+        keys = ("target", "x0_from_pred", "eps_from_pred", "pred_from_x0_xt")
+        target, back, noise, again = (stored[f"{key}.{name}"][i : i + 1] for key in keys)
+        x = process.corrupt(x0, eps, sigma)
+        # What float32 keeps of x0 at high noise, or of the noise at low, is less: the more so, the more it is scaled.
+        close = partial(torch.testing.assert_close, rtol=1e-4)
+        close(process.inputs(x, sigma)[0], xt, atol=1e-6)
+        close(process.target(x0, x, sigma), target, atol=2e-5)
+        x = xt * (1 + sigma**2).sqrt()
+        denoised = process.denoised(pred, x, sigma)
+        close(denoised, back, atol=2e-6 * max(1, float(sigma)))
+        close((x - denoised) / sigma, noise, atol=2e-6 * max(1, 1 / float(sigma)))
+        close(process.target(x0, x, sigma), again, atol=2e-6 * max(1, 1 / float(sigma)))
 
 
 def test_shift_asks_the_network_about_the_unshifted_level(images):

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from pixelspace.noise.process import EDM, VPV, X0, VPEps
-from pixelspace.noise.weighting import SNR, EDMWeight, MinSNR, SoftMinSNR, Unit
+from pixelspace.noise.tables import LinearBeta, SquaredCosine
+from pixelspace.noise.weighting import SNR, VDM, EDMWeight, MinSNR, SoftMinSNR, Unit
 
 SIGMA = torch.logspace(-2, 2, 9, dtype=torch.float64)
 
@@ -26,3 +27,17 @@ def test_a_weight_on_denoised_does_not_depend_on_the_parametrisation(precond):
 
 def test_the_edm_weight_is_unit_under_edm():
     torch.testing.assert_close(EDMWeight(0.5)(SIGMA, EDM(0.5)(SIGMA)), torch.ones_like(SIGMA))
+
+
+@pytest.mark.parametrize("table", [SquaredCosine(), LinearBeta(32)], ids=repr)
+def test_the_bound_s_weights_are_those_of_the_entries_and_have_mean_one(table):
+    sigma = table.sigmas[1:]
+    found = VDM(table)(sigma, VPEps()(sigma))
+    snr = sigma**-2
+    torch.testing.assert_close(
+        found[1:] / found[1], (snr[:-1] / snr[1:] - 1) / (snr[0] / snr[1] - 1), rtol=1e-4, atol=0
+    )
+    assert found[0] == found[1]
+    assert float(found.mean()) == pytest.approx(1)
+    on_noise = VDM(table, on=SNR())(sigma, VPV()(sigma))
+    torch.testing.assert_close(on_noise, found * SNR()(sigma, VPV()(sigma)))
