@@ -1,6 +1,7 @@
 """From a backbone and a process to `denoise(x, sigma) -> x0`: all that solvers see."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,9 +26,16 @@ def denoiser(backbone: Backbone, process: Process, cond: Cond) -> Denoise:
 
 
 def guided(backbone: Backbone, process: Process, cond: Cond, null: Cond, scale: float) -> Denoise:
-    """Classifier-free guidance, D_null + scale (D_cond - D_null), both halves in one batch (Ho and Salimans 2022)."""
-    both = {key: torch.cat([null[key], cond[key]]) for key in cond}
-    denoise_both = denoiser(backbone, process, both)
+    """`guided_by` of one network."""
+    return guided_by(partial(denoiser, backbone, process), cond, null, scale)
+
+
+def guided_by(under: Callable[[Cond], Denoise], cond: Cond, null: Cond, scale: float) -> Denoise:
+    """Classifier-free guidance, D_null + scale (D_cond - D_null), both halves in one batch (Ho and Salimans 2022).
+
+    `under` gives the denoiser under a condition. What `null` does not name, such as an image's size, holds for both.
+    """
+    denoise_both = under({key: torch.cat([null.get(key, rows), rows]) for key, rows in cond.items()})
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         sigma = sigma.expand(len(x), *sigma.shape[1:]) if sigma.ndim else sigma

@@ -4,6 +4,8 @@ Image i of seed s has its own noise, keyed (s, i), so that it does not depend on
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +14,14 @@ from pixelspace.config import value
 from pixelspace.errors import NumericalError, UserError
 from pixelspace.noise.levels import Karras, Levels, grid
 from pixelspace.noise.process import Process
+from pixelspace.noise.pyramid import Pyramid
 from pixelspace.random import Rng
 from pixelspace.sampling.brownian import brownian, independent
-from pixelspace.sampling.denoiser import Backbone, denoiser, guided
+from pixelspace.sampling.denoiser import denoiser, guided_by
 from pixelspace.sampling.guidance import guidance_interval
+from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS, settings_of
+from pixelspace.sampling.threshold import THRESHOLDS, thresholded
 from pixelspace.types import Cond
 
 Setting = float | int | str | bool
@@ -27,7 +32,8 @@ class Sampling:
     """How images are made: solver, schedule and guidance.
 
     `settings` are the solver's own, as (name, value) pairs. Guidance other than 1 holds for guidance_low < sigma <=
-    guidance_high (None: no bound; Kynkäänniemi et al. 2024).
+    guidance_high (None: no bound; Kynkäänniemi et al. 2024). `threshold` keeps every estimate of the image in range:
+    clip at 1, or dynamic (Saharia et al. 2022), at the quantile 0.995 or, as DeepFloyd has it, 0.95 and at most 1.5.
     """
 
     solver: str = "dpmpp_3m_sde"
@@ -37,6 +43,7 @@ class Sampling:
     guidance_low: float = 0.0
     guidance_high: float | None = None
     settings: tuple[tuple[str, Setting], ...] = ()
+    threshold: Literal["none", "clip", "dynamic", "deepfloyd"] = "none"
 
     def __post_init__(self) -> None:
         settings_of(self.solver, dict(self.settings))
@@ -44,10 +51,11 @@ class Sampling:
             raise UserError(f"steps must be from 1 to 100,000, found {self.steps}")
         if self.guidance < 0:
             raise UserError(f"guidance cannot be negative, found {self.guidance}")
+        grid(self.levels, self.steps)
 
 
 def generate(
-    backbone: Backbone,
+    backbone: Callable[..., Any],
     process: Process,
     sampling: Sampling,
     *,
@@ -59,6 +67,8 @@ def generate(
     batch: int,
     exact: bool = False,
     callback: Callable[[int, int], None] | None = None,
+    pyramid: Pyramid | None = None,
+    every_level: bool = False,
 ) -> Iterator[Tensor]:
     """Batches of x0 (b, *shape), for the numbers `images` (n,) int64 on the device that computes.
 
@@ -66,12 +76,21 @@ def generate(
     image is computed in a batch of the same size and has the same bits in any call. `callback(images done, steps
     done of this batch)` is called at every step.
 
+    With a `pyramid` the backbone draws all its levels at once and the finest is given; with `every_level` all of them,
+    as rows (b, N) that `Packing(pyramid, shape).unpack` takes apart.
+
     Raises:
         NumericalError: an image that is not finite.
     """
     sigmas = grid(sampling.levels, sampling.steps)
     solve = SOLVERS[sampling.solver].function
     rng = Rng(seed)
+    packing = Packing(pyramid, shape) if pyramid else None
+    state = (packing.length,) if packing else shape
+    under = partial(packing.denoiser if packing else denoiser, backbone, process)
+    threshold = THRESHOLDS[sampling.threshold]
+    if packing:
+        threshold = packing.each(threshold)
     for start in range(0, len(images), batch):
         rows = torch.arange(start, min(start + batch, len(images)), device=images.device)
         count = len(rows)
@@ -79,16 +98,19 @@ def generate(
             rows = torch.cat([rows, rows[-1:].expand(batch - count)])
         numbers = images[rows]
         some, none = ({key: tensor[rows] for key, tensor in c.items()} for c in (cond, null))
-        denoise = denoiser(backbone, process, some)
+        denoise = under(some)
         if sampling.guidance != 1:
-            with_guidance = guided(backbone, process, some, none, sampling.guidance)
+            with_guidance = guided_by(under, some, none, sampling.guidance)
             high = float("inf") if sampling.guidance_high is None else sampling.guidance_high
             denoise = guidance_interval(with_guidance, denoise, sampling.guidance_low, high)
-        x = rng.noise("start", numbers, shape, images.device) * float(sigmas[0])
+        if sampling.threshold != "none":
+            denoise = thresholded(denoise, threshold)
+        z = rng.noise("start", numbers, state, images.device)
+        x = packing.start(z, float(sigmas[0])) if packing else z * float(sigmas[0])
         if SOLVERS[sampling.solver].brownian:
-            noise = brownian(rng, numbers, shape, float(sigmas[-2]), float(sigmas[0]), images.device)
+            noise = brownian(rng, numbers, state, float(sigmas[-2]), float(sigmas[0]), images.device)
         else:
-            noise = independent(rng, numbers, shape, images.device)
+            noise = independent(rng, numbers, state, images.device)
 
         def step(info, start: int = start) -> None:
             if callback is not None:
@@ -99,4 +121,4 @@ def generate(
         if not finite.all():
             bad = int(images[rows[:count][~finite][0]])
             raise NumericalError(f"image {bad} of seed {seed} is not finite; the weights or the settings are unsound")
-        yield x0
+        yield x0 if packing is None or every_level else packing.unpack(x0)[0]
