@@ -38,12 +38,16 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Draw:
     """All the dice of one batch: sigma (B,), noise shaped as x, which samples (B,) lose their condition, and which
-    patches a network is shown: `keep` (B, L_keep) int64, numbered row by row."""
+    patches a network is shown: `keep` (B, L_keep) int64, numbered row by row.
+
+    For a pyramid, sigma is that of the coarsest level, the noise of all levels stands in one row (B, N), and `rows` are
+    how many samples, the first ones, each level is run on (None: all)."""
 
     sigma: Tensor
     noise: Tensor
     drop: Tensor | None = None
     keep: Tensor | None = None
+    rows: tuple[int, ...] | None = None
 
 
 class ParamGroup(NamedTuple):
@@ -66,6 +70,11 @@ class BackboneConfig(ABC):
     def text_widths(self) -> tuple[int, int] | None:
         """Width of the text tokens and of the pooled text that it reads; None: it reads no text."""
         return None
+
+    @property
+    def pyramid(self) -> tuple[int, ...]:
+        """By how much smaller each level that it draws is than the image, finest first."""
+        return (1,)
 
     @property
     def keep_patch(self) -> tuple[int, int] | None:

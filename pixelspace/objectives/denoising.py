@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.noise.levels import Levels
 from pixelspace.noise.process import Process, expand
+from pixelspace.noise.pyramid import Pyramid
 from pixelspace.noise.weighting import Weighting
 from pixelspace.random import Rng
 from pixelspace.types import BackboneConfig, Batch, Cond, Draw
 
-Backbone = Callable[..., Tensor]
-"""(x, c_noise, cond) and, for some, keep (B, L_keep), to the network's output, shaped as x."""
+Backbone = Callable[..., Any]
+"""(x, c_noise, cond) and, for some, keep (B, L_keep), to the network's output, shaped as x; one of a pyramid takes and
+returns a list of tensors, finest first."""
 
 
 class Objective(ABC):
@@ -33,6 +36,11 @@ class Objective(ABC):
     @abstractmethod
     def check(self, backbone: BackboneConfig) -> None:
         """Raises UserError for a network that cannot be trained so."""
+
+    @property
+    def layout(self) -> Pyramid | None:
+        """The levels that a network draws at once; None: the image alone."""
+        return None
 
     def kept(self, height: int, width: int, progress: float) -> int | None:
         """How many patches of a sample the network is shown; None: all."""
@@ -77,10 +85,29 @@ def check_drop_rate(rate: float, backbone: BackboneConfig) -> None:
         raise UserError(f"objective.drop_rate {rate}: the network has neither classes nor text to drop; set it to 0")
 
 
-def draw_dice(batch: Batch, size: int, rng: Rng, levels: Levels, drop_rate: float, keep: Tensor | None = None) -> Draw:
-    """Sigma stratified over the global batch of `size`, noise and dropped conditions, each by position."""
+def check_one_level(backbone: BackboneConfig) -> None:
+    """Refuses a network of a pyramid's levels."""
+    if backbone.pyramid != (1,):
+        raise UserError(
+            f"objective: the network ({type(backbone).__name__}) draws levels of {backbone.pyramid} at once; take "
+            f"NestedDenoising"
+        )
+
+
+def draw_dice(
+    batch: Batch,
+    size: int,
+    rng: Rng,
+    levels: Levels,
+    drop_rate: float,
+    *,
+    keep: Tensor | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Draw:
+    """Sigma stratified over the global batch of `size`, noise and dropped conditions, each by position; the noise of a
+    sample is of its own shape unless another is given."""
     sigma = levels(rng.stratified("sigma", batch.pos, size)).to(batch.x.dtype).to(batch.x.device)
-    noise = rng.noise("noise", batch.pos, tuple(batch.x.shape[1:]), batch.x.device)
+    noise = rng.noise("noise", batch.pos, shape or tuple(batch.x.shape[1:]), batch.x.device)
     drop = (rng.uniform("drop", batch.pos)[:, 0] < drop_rate).to(batch.x.device) if drop_rate else None
     return Draw(sigma, noise, drop, keep)
 
@@ -128,6 +155,7 @@ class Denoising(Objective):
 
     def check(self, backbone: BackboneConfig) -> None:
         check_drop_rate(self.drop_rate, backbone)
+        check_one_level(backbone)
 
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
         return draw_dice(batch, size, rng, self.levels, self.drop_rate)

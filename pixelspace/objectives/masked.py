@@ -14,7 +14,7 @@ from pixelspace.errors import UserError
 from pixelspace.noise.levels import Levels
 from pixelspace.noise.process import Process, expand
 from pixelspace.noise.weighting import Unit, Weighting
-from pixelspace.objectives.denoising import Backbone, Objective, check_drop_rate, draw_dice, outcome
+from pixelspace.objectives.denoising import Backbone, Objective, check_drop_rate, check_one_level, draw_dice, outcome
 from pixelspace.random import Rng
 from pixelspace.types import BackboneConfig, Batch, Draw
 
@@ -98,6 +98,7 @@ class Masked(Objective):
 
     def check(self, backbone: BackboneConfig) -> None:
         check_drop_rate(self.drop_rate, backbone)
+        check_one_level(backbone)
         name = type(backbone).__name__
         if backbone.keep_patch is None:
             raise UserError(f"objective Masked: the network ({name}) needs all patches; take Denoising, or a MaskDiT")
@@ -117,7 +118,7 @@ class Masked(Objective):
         if count is not None:
             length = (height // self.patch[0]) * (width // self.patch[1])
             keep = rng.subset("mask", batch.pos, length, count).to(batch.x.device)
-        return draw_dice(batch, size, rng, self.levels, self.drop_rate, keep)
+        return draw_dice(batch, size, rng, self.levels, self.drop_rate, keep=keep)
 
     def loss(self, backbone: Backbone, batch: Batch, draw: Draw) -> Tensor:
         x, out, error = outcome(backbone, self.process, batch, draw)

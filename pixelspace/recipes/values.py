@@ -53,6 +53,7 @@ from pixelspace.noise.tables import LimitedCosine, LinearBeta, SquaredCosine
 from pixelspace.noise.weighting import SNR, VDM, EDMWeight, MinSNR, SoftMinSNR, Unit
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.masked import Masked, MaskRatio
+from pixelspace.objectives.nested import NestedDenoising
 from pixelspace.sampling.generate import Sampling
 from pixelspace.text.bytes import Bytes
 from pixelspace.text.cache import Cached
@@ -70,7 +71,7 @@ VALUES: dict[str, type] = {
         *(MaskDiTConfig, Decoder),
         *(CoreConfig, ShallowUViTConfig, UViTConfig),
         *(Text, Bytes, MiniLM, Pretrained, Cached),
-        *(Denoising, Masked, MaskRatio, Pyramid),
+        *(Denoising, Masked, MaskRatio, NestedDenoising, Pyramid),
         *(Process, EDM, VPEps, VPV, X0, RectifiedFlow, LogSigma, TableIndex),
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR, VDM),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
