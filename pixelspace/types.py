@@ -73,7 +73,8 @@ class BackboneConfig(ABC):
 
     @property
     def pyramid(self) -> tuple[int, ...]:
-        """By how much smaller each level that it draws is than the image, finest first."""
+        """By how much smaller than the image, a side, each level is that it works on, the finest first. One of several
+        levels takes and gives a list of them."""
         return (1,)
 
     @property

@@ -5,6 +5,7 @@ with k = scale^(power / 2) and x0 the image averaged over blocks: its signal-to-
 All levels share one c_noise.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -70,6 +71,10 @@ class Pyramid:
             )
         return [(*channels, height // factor, width // factor) for factor in self.factors]
 
+    def length(self, shape: Sequence[int]) -> int:
+        """How many numbers all levels of an image of `shape` have."""
+        return sum(math.prod(level) for level in self.shapes(shape))
+
     def pool(self, x: Tensor) -> list[Tensor]:
         """All levels of images x (B, C, H, W) by averages over blocks."""
         self.shapes(x.shape[1:])
@@ -81,7 +86,7 @@ class Pyramid:
     def split(self, row: Tensor, shape: Sequence[int]) -> list[Tensor]:
         """The levels (B, ...) of an image of `shape` from one row (B, N)."""
         shapes = self.shapes(shape)
-        parts = row.split([torch.Size(level).numel() for level in shapes], 1)
+        parts = row.split([math.prod(level) for level in shapes], 1)
         return [part.reshape(len(row), *level) for part, level in zip(parts, shapes, strict=True)]
 
     def inputs(self, process: Process, levels: Sequence[Tensor], sigma: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -24,7 +24,7 @@ def shifted(gammas: Tensor, ratio: float) -> Tensor:
 
 def vdm_weights(gammas: Tensor) -> Tensor:
     """SNR(t - 1) / SNR(t) - 1 for each entry t, in the table's own dtype: what a step adds to the variational bound, of
-    an eps loss (Kingma et al. 2021, Eq. 14). Entries 0 and 1, before which all is clean, have that of entry 2."""
+    an eps loss (Kingma et al. 2021). Entries 0 and 1, before which all is clean, have that of entry 2."""
     before, here = gammas[1:-1], gammas[2:]
     weights = before * (1 - here) / (1 - before) / here - 1
     return torch.cat([weights[:1], weights[:1], weights])

@@ -1,6 +1,5 @@
 """Denoising of an image at several sizes at once (Gu et al. 2024, Matryoshka diffusion)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -76,13 +75,12 @@ class NestedDenoising(Objective):
             )
 
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
-        shape = tuple(batch.x.shape[1:])
-        levels = self.pyramid.shapes(shape)
-        length = shape if self.noise == "pooled" else (sum(math.prod(level) for level in levels),)
-        draw = draw_dice(batch, size, rng, self.levels, self.drop_rate, shape=length)
+        p, shape = self.pyramid, tuple(batch.x.shape[1:])
+        drawn = shape if self.noise == "pooled" else (p.length(shape),)
+        draw = draw_dice(batch, size, rng, self.levels, self.drop_rate, shape=drawn)
         if self.noise == "pooled":
-            each = zip(self.pyramid.pool(draw.noise), self.pyramid.factors, strict=True)
-            draw = replace(draw, noise=join([noise * factor for noise, factor in each]))
+            unit = [noise * factor for noise, factor in zip(p.pool(draw.noise), p.factors, strict=True)]
+            draw = replace(draw, noise=join(unit))
         if self.mixed:
             bounds = [max(size * part // whole, 1) for part, whole in self.shares]
             draw = replace(draw, rows=tuple(int((batch.pos % size < bound).sum()) for bound in bounds))

@@ -29,7 +29,7 @@ class Packing:
     @property
     def length(self) -> int:
         """N: how many numbers all levels of an image have."""
-        return sum(math.prod(shape) for shape in self.pyramid.shapes(self.shape))
+        return self.pyramid.length(self.shape)
 
     def pack(self, levels: Sequence[Tensor]) -> Tensor:
         """y (B, N) of images, finest first."""

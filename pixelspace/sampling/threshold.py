@@ -15,8 +15,8 @@ def clip(x0: Tensor) -> Tensor:
 
 def dynamic(x0: Tensor, quantile: float, highest: float) -> Tensor:
     """x0 cut to [-s, s] and divided by s: each image's `quantile` of |x0|, at least 1 and at most `highest` (Saharia et
-    al. 2022, section 2.3)."""
-    s = x0.flatten(1).float().abs().quantile(quantile, 1).clamp(1, highest).to(x0.dtype)
+    al. 2022)."""
+    s = x0.flatten(1).abs().quantile(quantile, 1).clamp(1, highest)
     s = s.reshape(-1, *(1,) * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
 

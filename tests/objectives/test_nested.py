@@ -1,9 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level
+from pixelspace.config import from_data, to_data
 from pixelspace.errors import UserError
 from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.levels import LogNormal
@@ -14,6 +16,7 @@ from pixelspace.noise.weighting import SNR, VDM, SoftMinSNR, Unit
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.nested import NestedDenoising
 from pixelspace.random import Rng
+from pixelspace.recipes.values import VALUES
 from pixelspace.types import Batch, Draw
 
 PROCESS = Process(VPV())
@@ -194,6 +197,11 @@ def test_a_network_of_other_levels_is_refused():
 def test_senseless_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(OBJECTIVE, **bad)
+
+
+def test_the_objective_goes_to_json_and_back():
+    objective = replace(OBJECTIVE, weights=(16.0, 4.0, 1.0), mixed=(1, 1, 2), importance=VDM(SquaredCosine(100)))
+    assert from_data(json.loads(json.dumps(to_data(objective))), VALUES) == objective
 
 
 TABLES = {"DEEPFLOYD": SquaredCosine, "DDPM": LinearBeta}
