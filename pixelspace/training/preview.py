@@ -113,7 +113,7 @@ def held_out_loss(
         raw = read(dataset, held[start : start + chunk], stage.size, stage.data.crop)
         batch = to_model_space(replace(raw, pos=raw.pos + start), data, stage.codec, fixed, device)
         batch = with_text(batch, raw.texts, reader)
-        draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None, keep=None)
+        draw = replace(stage.objective.draw(batch, len(held), 1.0, fixed), drop=None, keep=None, rows=None)
         losses = stage.objective.loss(backbone, batch, draw).cpu()
         octiles.add(draw.sigma.cpu(), losses)
         total += float(losses.double().sum())
