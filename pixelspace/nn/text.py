@@ -44,7 +44,7 @@ class Text:
         return tokens * self.width * w + self.depth * layer + (w + self.pooled) * out
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, L) bool to (B, 1, 1, L): 0 where there is a token, else minus infinity."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[:, None, None]
 
@@ -96,13 +96,13 @@ class TextInput(nn.Module):
         if len(self.layers):
             places = torch.arange(x.shape[1], device=x.device)
             x = x + timestep_features(places, x.shape[2]).to(x.dtype)
-        additive = _additive(mask, torch.float32)
+        thinned = additive(mask, torch.float32)
         for layer in self.layers:
-            x = layer(x, additive)
+            x = layer(x, thinned)
         x = self.out_norm(x)
         mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         summary = self.mean_proj(mean)
-        return x, additive, summary if self.pooled_proj is None else summary + self.pooled_proj(cond["pooled"])
+        return x, thinned, summary if self.pooled_proj is None else summary + self.pooled_proj(cond["pooled"])
 
 
 class CrossAttention(nn.Module):
