@@ -2,6 +2,9 @@
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.backbones.nested import NestedUNetConfig
+from pixelspace.backbones.unet import UNetConfig, UNetText
+from pixelspace.backbones.unet_body import Micro, UNetBody, UNetLevel
 from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig, UViTConfig
 from pixelspace.data.buckets import Buckets
 from pixelspace.data.clips import Clips
@@ -70,6 +73,7 @@ VALUES: dict[str, type] = {
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
         *(MaskDiTConfig, Decoder),
         *(CoreConfig, ShallowUViTConfig, UViTConfig),
+        *(UNetConfig, NestedUNetConfig, UNetBody, UNetLevel, UNetText, Micro),
         *(Text, Bytes, MiniLM, Pretrained, Cached),
         *(Denoising, Masked, MaskRatio, NestedDenoising, Pyramid),
         *(Process, EDM, VPEps, VPV, X0, RectifiedFlow, LogSigma, TableIndex),

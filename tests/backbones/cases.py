@@ -6,6 +6,9 @@ import torch
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.backbones.maskdit import Decoder, MaskDiTConfig
+from pixelspace.backbones.nested import NestedUNetConfig
+from pixelspace.backbones.unet import UNetConfig, UNetText
+from pixelspace.backbones.unet_body import Micro, UNetBody, UNetLevel
 from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig, UViTConfig
 from pixelspace.nn.text import Text
 
@@ -43,6 +46,24 @@ SHALLOW = ShallowUViTConfig(CORE, stride=4, width=8)
 UVIT = UViTConfig(CORE, (8, 12), blocks=1, seam="affine")
 PLAIN_CORE = CoreConfig(16, 1, 8, (2, 2), cond_width=12)
 
+SMALL = {"time_width": 16, "groups": 4, "attention_groups": 4, "heads": 2}
+UNET = UNetConfig(
+    UNetBody((UNetLevel(8, 1), UNetLevel(12, 1)), **SMALL, ffn=True, micro=(Micro("scale", 64.0),)),
+    text=UNetText(6, proj=8, depth=1, masked=True, heads=2),
+    num_classes=4,
+)
+PLAIN_UNET = UNetConfig(
+    UNetBody((UNetLevel(8, 1), UNetLevel(8, 1, attention=1)), channels=1, **{**SMALL, "time_width": 0}, dropout=0.1),
+    middle=False,
+)
+INNERMOST = UNetConfig(UNetBody((UNetLevel(8, 1, attention=1),), **SMALL), middle=False, text=UNetText(6))
+OUTER = UNetBody((UNetLevel(4, 1), UNetLevel(8, 1, attention=1)), **SMALL, micro=(Micro("quality", 0.5),))
+NESTED = NestedUNetConfig(OUTER, INNERMOST)
+STILL = UNetConfig(UNetBody((UNetLevel(8, 1),), **SMALL), middle=False, num_classes=4)
+TIME = UNetBody((UNetLevel(32, 1, temporal=1), UNetLevel(8, 1), UNetLevel(8, 1)), **SMALL)
+SPACE = UNetBody((UNetLevel(8, 1), UNetLevel(8, 1)), **SMALL)
+CLIP = NestedUNetConfig(SPACE, NestedUNetConfig(TIME, STILL, frames="time", rotary=True), frames="space")
+
 CASES = {
     "hdit": (HDIT, (16, 32)),
     "hdit-plain": (PLAIN, (8, 32)),
@@ -55,8 +76,14 @@ CASES = {
     "shallow-uvit": (SHALLOW, (8, 12)),
     "shallow-uvit-plain": (ShallowUViTConfig(PLAIN_CORE, stride=2, channels=1), (4, 4)),
     "uvit": (UVIT, (16, 24)),
+    "unet": (UNET, (4, 6)),
+    "unet-plain": (PLAIN_UNET, (4, 4)),
+    "nested": (NESTED, (8, 16)),
+    "nested-clip": (CLIP, (8, 16)),
     "uvit-plain": (UViTConfig(PLAIN_CORE, (8,), patch=1, seam="norm"), (4, 4)),
 }
+
+SLOW_TO_COMPILE = {"nested-clip"}  # one more level of the same parts
 
 
 def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -72,5 +99,7 @@ def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[s
         "pooled": torch.randn(batch, 5, generator=generator, dtype=dtype),
         "size": torch.tensor([[64, 48]]) * torch.arange(1, batch + 1)[:, None],
         "corner": torch.tensor([[0, 7]]) * torch.arange(batch)[:, None],
+        "scale": 20.0 * torch.arange(1, batch + 1, dtype=dtype),
+        "quality": torch.arange(batch, dtype=dtype),
         "unknown": torch.zeros(batch),
     }

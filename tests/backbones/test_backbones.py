@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelspace.errors import UserError
 from pixelspace.random import Rng
-from tests.backbones.cases import CASES, conditions
+from tests.backbones.cases import CASES, SLOW_TO_COMPILE, conditions
 
 EACH = pytest.mark.parametrize(("config", "size"), CASES.values(), ids=CASES)
 
@@ -29,19 +29,37 @@ def shown(config, size, batch):
 
 
 def given(config, size, batch=3, dtype=torch.float64):
-    return torch.randn(batch, config.channels, *size, dtype=dtype), torch.randn(batch, dtype=dtype)
+    levels = [torch.randn(batch, config.channels, *(n // p for n in size), dtype=dtype) for p in config.pyramid]
+    return levels[0] if len(levels) == 1 else levels, torch.randn(batch, dtype=dtype)
+
+
+def levels_of(x):
+    """Of a pyramid all, of an image the one."""
+    return [x] if isinstance(x, Tensor) else list(x)
+
+
+def first_to_last(x):
+    """(B, N): all numbers of a sample."""
+    return torch.cat([level.flatten(1) for level in levels_of(x)], 1)
+
+
+def sample(x, i):
+    found = [level[i : i + 1] for level in levels_of(x)]
+    return found[0] if isinstance(x, Tensor) else found
 
 
 @EACH
 def test_output_has_the_shape_of_the_input(config, size):
     x, c_noise = given(config, size)
-    assert awake(config)(x, c_noise, conditions(config, 3, x.dtype)).shape == x.shape
+    out = awake(config)(x, c_noise, conditions(config, 3, torch.float64))
+    assert isinstance(out, Tensor) == isinstance(x, Tensor)
+    assert [y.shape for y in levels_of(out)] == [y.shape for y in levels_of(x)]
 
 
 @EACH
 def test_a_fresh_network_says_nothing(config, size):
     x, c_noise = given(config, size, dtype=torch.float32)
-    assert not config.build()(x, c_noise, conditions(config, 3)).any()
+    assert not first_to_last(config.build()(x, c_noise, conditions(config, 3))).any()
 
 
 @EACH
@@ -49,14 +67,15 @@ def test_samples_of_a_batch_do_not_see_each_other(config, size):
     network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
     whole = network(x, c_noise, cond)
     for i in range(3):
-        alone = network(x[i : i + 1], c_noise[i : i + 1], {k: v[i : i + 1] for k, v in cond.items()})
-        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-10, atol=1e-12)
+        alone = network(sample(x, i), c_noise[i : i + 1], {k: v[i : i + 1] for k, v in cond.items()})
+        torch.testing.assert_close(alone, sample(whole, i), rtol=1e-10, atol=1e-12)
 
 
 @EACH
 def test_every_parameter_gets_a_gradient(config, size):
     network, (x, c_noise) = awake(config), given(config, size, batch=6)
-    network(x, c_noise, conditions(config, 6, x.dtype), **shown(config, size, 6)).square().sum().backward()
+    out = network(x, c_noise, conditions(config, 6, torch.float64), **shown(config, size, 6))
+    first_to_last(out).square().sum().backward()
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             assert parameter.grad is None
@@ -67,20 +86,20 @@ def test_every_parameter_gets_a_gradient(config, size):
 @EACH
 def test_every_condition_it_takes_matters_and_no_other(config, size):
     network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
-    plain = network(x, c_noise, cond)
+    plain = first_to_last(network(x, c_noise, cond))
     for key, tensor in cond.items():
         changed = network(x, c_noise, {**cond, key: tensor.roll(1, 0) if key != "unknown" else tensor + 1})
-        assert torch.equal(changed, plain) == (key not in network.takes), key
-    assert not torch.equal(network(x, c_noise + 1, cond), plain)
+        assert torch.equal(first_to_last(changed), plain) == (key not in network.takes), key
+    assert not torch.equal(first_to_last(network(x, c_noise + 1, cond)), plain)
 
 
 @EACH
 def test_bfloat16_autocast_is_near_float32(config, size):
     network, (x, c_noise) = awake(config, torch.float32), given(config, size, dtype=torch.float32)
     cond = conditions(config, 3)
-    expected = network(x, c_noise, cond)
+    expected = first_to_last(network(x, c_noise, cond))
     with torch.autocast("cpu", torch.bfloat16):
-        low = network(x, c_noise, cond).float()
+        low = first_to_last(network(x, c_noise, cond)).float()
     assert (low - expected).norm() < 0.1 * expected.norm()
 
 
@@ -101,14 +120,15 @@ def test_checkpointing_changes_no_gradient(config, size):
     for network.checkpointing in (False, True):
         torch.manual_seed(0)
         network.zero_grad()
-        network(x, c_noise, cond, **shown(config, size, 3)).square().sum().backward()
+        first_to_last(network(x, c_noise, cond, **shown(config, size, 3))).square().sum().backward()
         found.append([parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
 
 
-@EACH
-def test_it_compiles_into_one_graph(config, size):
+@pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW_TO_COMPILE))
+def test_it_compiles_into_one_graph(name):
+    config, size = CASES[name]
     network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
     cond = {key: cond[key] for key in network.takes}
     torch._dynamo.reset()
@@ -122,11 +142,12 @@ def test_it_compiles_into_one_graph(config, size):
 @EACH
 def test_a_wrong_size_is_refused_with_the_next_valid_ones(config, size):
     network = config.build()
-    x = torch.randn(1, config.channels, size[0] + 1, size[1])
+    x, _ = given(config, (size[0] + 1, size[1]), 1, torch.float32)
     with pytest.raises(UserError, match=rf"image height {size[0] + 1}: .*( |x){size[0]}( and \d+|x| in )"):
         network(x, torch.zeros(1), conditions(config, 1))
+    seven = torch.randn(1, 7, *size)
     with pytest.raises(UserError, match="expected x"):
-        network(torch.randn(1, 7, *size), torch.zeros(1), conditions(config, 1))
+        network([seven] * len(x) if isinstance(x, list) else seven, torch.zeros(1), conditions(config, 1))
 
 
 @EACH
