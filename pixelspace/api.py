@@ -16,7 +16,7 @@ from pixelspace.config import from_data, nearest, to_data, value
 from pixelspace.data.codec import Codec, Pixels
 from pixelspace.dist import pick_device
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.interop import k_diffusion, maskdit
+from pixelspace.interop import k_diffusion, maskdit, ml_mdm
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
@@ -394,7 +394,13 @@ def _from_maskdit(source: Weights, config: Mapping[str, Any] | None, chosen: Cho
     return Model(ModelConfig(read.backbone, read.process, read.sampling, read.size, read.codec), read.weights, device)
 
 
-SYSTEMS = {"k-diffusion": _from_k_diffusion, "maskdit": _from_maskdit}
+def _from_ml_mdm(source: Weights, config: Mapping[str, Any] | None, chosen: Chosen, device: str) -> Model:
+    weights, own = (source, None) if isinstance(source, Mapping) else ml_mdm.read_checkpoint(Path(source))
+    read = ml_mdm.read_model(weights, config if config is not None else own)
+    return Model(ModelConfig(read.backbone, read.process, read.sampling, read.size), read.weights, device)
+
+
+SYSTEMS = {"k-diffusion": _from_k_diffusion, "maskdit": _from_maskdit, "ml-mdm": _from_ml_mdm}
 
 
 def import_checkpoint(

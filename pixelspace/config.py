@@ -51,7 +51,8 @@ def to_data(obj: Any, other: Callable[[Any], Any] = _refused) -> Any:
     return other(obj)
 
 
-def _problem(path: str, error: pydantic.ValidationError) -> str:
+def problem(path: str, error: pydantic.ValidationError) -> str:
+    """In one line, what is wrong with the value at a dotted path."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in (path, *first["loc"]) if part != "")
     if first["type"] == "value_error":
@@ -87,7 +88,7 @@ def from_data(data: Any, types: Mapping[str, type], path: str = "") -> Any:
     try:
         return types[name](**arguments)
     except pydantic.ValidationError as error:
-        raise UserError(_problem(path, error)) from error
+        raise UserError(problem(path, error)) from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

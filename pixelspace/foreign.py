@@ -9,6 +9,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,18 @@ class Arguments:
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"argparse.Namespace: expected a dictionary, found {type(state).__name__}")
         self.values = state
+
+
+class StandIn(Arguments):
+    """What an object of a class that is not at hand held, by name, in `values`, but for what it was made with."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
 
 
 class _NumpyType:
@@ -169,9 +182,9 @@ def read_config(folder: Path, of: str = "a model in Hugging Face's layout") -> d
     return config
 
 
-def read_pickle(path: Path, *, arrays: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU; an `argparse.Namespace` in it becomes `Arguments`, and with `arrays` a NumPy
-    array of numbers becomes an `Array`.
+def read_pickle(path: Path, *, arrays: bool = False, inert: Collection[str] = ()) -> Any:
+    """What `torch.save` wrote, on the CPU; an `argparse.Namespace` in it becomes `Arguments`, with `arrays` a NumPy
+    array of numbers becomes an `Array`, and whatever is of a module in the packages `inert` a `StandIn`.
 
     Raises:
         CheckpointError: absent, damaged, or with anything but tensors, plain values and such stand-ins in it.
@@ -181,6 +194,9 @@ def read_pickle(path: Path, *, arrays: bool = False) -> Any:
     if arrays:
         stand_ins += [(cls, name) for name, cls in _NUMPY.items()]
     try:
+        if inert and zipfile.is_zipfile(path):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            stand_ins += [(StandIn, name) for name in names if name.partition(".")[0] in inert]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises
             return torch.load(path, map_location="cpu", weights_only=True)

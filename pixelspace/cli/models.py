@@ -203,7 +203,7 @@ def import_(
     Args:
         file: Inference safetensors, or a training checkpoint (only its data is read; no code in it runs).
         out: The model folder to write.
-        system: Whose weights they are: k-diffusion or maskdit.
+        system: Whose weights they are: k-diffusion, maskdit or ml-mdm.
         config: The original's own configuration (JSON), where the file carries none.
         weights: The averaged or the raw ones of a training checkpoint.
     """

@@ -127,8 +127,8 @@ def test_a_configuration_that_is_not_understood_is_refused(described, change, me
 def test_a_checkpoint_without_configuration_asks_for_one():
     with pytest.raises(UserError, match="carries no configuration"):
         ps.import_checkpoint(load_file(WEIGHTS))
-    with pytest.raises(UserError, match="no such system 'ml-mdm'; known here: k-diffusion"):
-        ps.import_checkpoint(WEIGHTS, system="ml-mdm")
+    with pytest.raises(UserError, match="no such system 'ml-mda'; did you mean 'ml-mdm'"):
+        ps.import_checkpoint(WEIGHTS, system="ml-mda")
     with pytest.raises(CheckpointError, match="no such file"):
         ps.import_checkpoint("nowhere.pth")
 
