@@ -20,6 +20,7 @@ from pixelspace.interop import k_diffusion, maskdit, ml_mdm
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
+from pixelspace.noise.pyramid import Pyramid
 from pixelspace.recipes.values import VALUES
 from pixelspace.sampling.denoiser import denoiser
 from pixelspace.sampling.generate import Sampling, generate
@@ -38,14 +39,16 @@ Label = int | str | Sequence[int | str] | Tensor
 
 @value
 class ModelConfig:
-    """All of a model but its weights. `classes` may be empty where only their number is known. `text` reads prompts;
-    `text_identity` says which weights it had in training ("": any)."""
+    """All of a model but its weights. `classes` may be empty where only their number is known. Of a network that draws
+    an image at several sizes at once `pyramid` says how (None: the image alone). `text` reads prompts; `text_identity`
+    says which weights it had in training ("": any)."""
 
     backbone: BackboneConfig
     process: Process
     sampling: Sampling
     size: tuple[int, int]
     codec: Codec = Pixels()
+    pyramid: Pyramid | None = None
     text: TextEncoder | None = None
     text_identity: str = ""
     classes: tuple[str, ...] = ()
@@ -298,6 +301,7 @@ class Model:
                     batch=batch,
                     exact=exact,
                     callback=advance,
+                    pyramid=config.pyramid,
                 )
                 images.append(config.codec.decode(x0, truncate).cpu())
         return torch.cat(images).permute(0, 2, 3, 1).contiguous()
@@ -327,6 +331,7 @@ def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device:
         sampling=stage.sampling,
         size=stage.size,
         codec=stage.codec,
+        pyramid=stage.objective.layout,
         text=stage.text.direct if stage.text else None,
         text_identity=contents.state.get("text", ""),
         classes=tuple(contents.state["classes"]) if stage.backbone.num_classes else (),
@@ -397,7 +402,8 @@ def _from_maskdit(source: Weights, config: Mapping[str, Any] | None, chosen: Cho
 def _from_ml_mdm(source: Weights, config: Mapping[str, Any] | None, chosen: Chosen, device: str) -> Model:
     weights, own = (source, None) if isinstance(source, Mapping) else ml_mdm.read_checkpoint(Path(source))
     read = ml_mdm.read_model(weights, config if config is not None else own)
-    return Model(ModelConfig(read.backbone, read.process, read.sampling, read.size), read.weights, device)
+    described = ModelConfig(read.backbone, read.process, read.sampling, read.size, pyramid=read.pyramid)
+    return Model(described, read.weights, device)
 
 
 SYSTEMS = {"k-diffusion": _from_k_diffusion, "maskdit": _from_maskdit, "ml-mdm": _from_ml_mdm}

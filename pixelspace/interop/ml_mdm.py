@@ -19,14 +19,21 @@ from pixelspace.backbones.unet_body import Micro, UNetBody, UNetLevel
 from pixelspace.config import nearest, problem
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.foreign import Arguments, read_pickle, read_safetensors
+from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import VPV, Process
+from pixelspace.noise.pyramid import Pyramid
+from pixelspace.noise.tables import SquaredCosine
 from pixelspace.sampling.generate import Sampling
 
 Network = UNetConfig | NestedUNetConfig
 
 _MAX_LEVELS = 16
-_PROCESS = Process(VPV())
-_SAMPLING = Sampling()
+# What the configurations of the released networks say beside the networks: all have one table, and the one of three
+# levels another power.
+_TABLE = SquaredCosine(1000)
+_PROCESS = Process(VPV(), clock=TableIndex(_TABLE))
+_SAMPLING = Sampling("euler_ancestral", steps=250, levels=_TABLE, threshold="clip")
+_POWERS = {1: 1.0, 2: 1.0, 3: 2.0}
 
 # Every key with its default, as upstream's. What is in _IGNORED says how to train, or what follows from the rest.
 _LEVEL: dict[str, Any] = {
@@ -73,6 +80,7 @@ class Described:
     backbone: Network
     process: Process
     sampling: Sampling
+    pyramid: Pyramid
     size: tuple[int, int]
     weights: dict[str, Tensor]
 
@@ -291,6 +299,7 @@ def read_model(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None =
         backbone=backbone,
         process=_PROCESS,
         sampling=_SAMPLING,
+        pyramid=Pyramid(backbone.pyramid, power=_POWERS.get(len(backbone.pyramid), 2.0)),
         size=_size(backbone),
         weights={name: tensor for name, tensor in weights.items() if not _UNUSED.fullmatch(name)},
     )

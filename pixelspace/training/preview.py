@@ -73,6 +73,7 @@ def drawn(
         seed=seed,
         batch=min(len(numbers), stage.micro or stage.batch),
         exact=exact,
+        pyramid=stage.objective.layout,
     )
     return torch.cat([stage.codec.decode(x0).cpu() for x0 in batches])
 
