@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, forget_peak, held_bytes, peak_bytes
+from measure import RETURNS_MEMORY, SPINS_LITTLE, column, forget_peak, held_bytes, peak_bytes
 
 NETWORKS = {"deep": ((384, 8, 64), (32, 64)), "flat": ((128, 4, 64), (64, 128))}
 ARMS = {"unfrozen": (False, False), "frozen": (True, False), "frozen, checkpointing": (True, True)}
@@ -187,13 +186,6 @@ def measured_memory(network: str, arm: str, given: argparse.Namespace) -> list[i
         activation_bytes(cell.stage, given.batch),
         peak,
     ]
-
-
-def column(times: list[float], reference: list[float]) -> str:
-    """Median, spread and ratio."""
-    middle = statistics.median(times)
-    ratio = statistics.median(reference) / middle
-    return f"{1e3 * middle:.0f} ({1e3 * min(times):.0f} - {1e3 * max(times):.0f}), {ratio:.2f}x"
 
 
 def main() -> None:

@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, forget_peak, peak_bytes
+from measure import RETURNS_MEMORY, SPINS_LITTLE, column, forget_peak, peak_bytes
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 DECODERS = {"112x2": (112, 2, 4), "512x8": (512, 8, 16), "none": None}
@@ -120,13 +119,6 @@ def measured_memory(decoder: str, ratio: float, given: argparse.Namespace) -> li
         action()
         found.append(peak_bytes(given.device) - before)
     return found
-
-
-def column(times: list[float], reference: list[float]) -> str:
-    """Median, spread and ratio."""
-    middle = statistics.median(times)
-    ratio = statistics.median(reference) / middle
-    return f"{1e3 * middle:.0f} ({1e3 * min(times):.0f} - {1e3 * max(times):.0f}), {ratio:.2f}x"
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""What the benchmarks measure memory with."""
+"""What the benchmarks measure memory with, and show times with."""
+
+import statistics
 
 # For the environment of a process whose peak is measured: otherwise freed memory stays with it and hides later peaks.
 RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -37,3 +39,10 @@ def forget_peak(device: str) -> None:
         return
     with open("/proc/self/clear_refs", "w") as control:
         control.write("5")
+
+
+def column(times: list[float], reference: list[float]) -> str:
+    """Median, spread and ratio."""
+    middle = statistics.median(times)
+    ratio = statistics.median(reference) / middle
+    return f"{1e3 * middle:.0f} ({1e3 * min(times):.0f} - {1e3 * max(times):.0f}), {ratio:.2f}x"

@@ -110,8 +110,8 @@ class UNetBody:
     @property
     def down(self) -> list[list[int]]:
         """Channels into each residual block on the way down, by level."""
-        before = [self.levels[0].width, *(level.width for level in self.levels)]
-        return [[w, *[level.width] * (level.blocks - 1)] for w, level in zip(before, self.levels, strict=False)]
+        before = [self.levels[0].width, *(level.width for level in self.levels[:-1])]
+        return [[w, *[level.width] * (level.blocks - 1)] for w, level in zip(before, self.levels, strict=True)]
 
     @property
     def up(self) -> list[list[int]]:

@@ -9,6 +9,7 @@ cross-attention, the entry's width and the seam are ours.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal
@@ -97,9 +98,9 @@ class _Grid(BackboneConfig):
         return {"core.position": self.core.grid}
 
     @property
+    @abstractmethod
     def token(self) -> int:
         """Pixels a side of one token of the core."""
-        raise NotImplementedError
 
     def check_size(self, height: int, width: int) -> None:
         """Refuses every size but its own.

@@ -107,8 +107,8 @@ def take(network: nn.Module, stage: Stage, given: Given) -> Report:
     fits = shapes == {name: tensor.shape for name, tensor in given.weights.items()}
     grids = given.backbone.positions, stage.backbone.positions
     try:
-        if stage.init is None:
-            load_weights(network, given.weights)  # refuses unknown names, too, which rules leave unused
+        if stage.init is None and not fits:
+            load_weights(network, given.weights)  # refuses, and of unknown names, too, which rules leave unused
         rules = IDENTITY if fits or stage.init is None else stage.init.rules
         return transfer(given.weights, network, rules, grids)
     except (CheckpointError, UserError) as error:

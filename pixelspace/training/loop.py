@@ -147,7 +147,7 @@ class StageRun:
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
-        self.frozen = freeze(network, stage.freeze)
+        freeze(network, stage.freeze)
         self.state = State(network, Average(network), stage.optimizer.build(network))
         self._resume_or_start(given, ancestor)
         compiled = _compiled(network, stage) if stage.compile else network

@@ -179,7 +179,7 @@ def test_macs_beyond_the_formula_are_all_accounted_for(size, side):
     d, depth, _ = SIZES[size]
     own, widths = core(size), (*LEVELS[side], d)
     places = [PLACES * 4**i for i in reversed(range(len(widths)))][1:]  # of the grid inside each level
-    between = sum(2 * c * inner * n for c, inner, n in zip(widths, widths[1:], places, strict=False))
+    between = sum(2 * c * inner * n for (c, inner), n in zip(pairwise(widths), places, strict=True))
     condition = 8 * d * E * depth + sum(5 * 2 * c * E for c in LEVELS[side]) + (256 + E) * E
     more = end_macs(side) + between + condition + text_macs(own)
     assert uvit_at(side, own).macs(side, side, tokens=TOKENS) == uvit_macs(d, depth, side) + more

@@ -240,10 +240,11 @@ def test_without_pyav_animations_are_read_and_videos_name_the_extra(tmp_path):
         "import sys; sys.modules['av'] = None\n"
         "from pathlib import Path\n"
         "from pixelspace.data.clip_file import examine\n"
+        "from pixelspace.errors import ResourceError\n"
         f"root = Path({str(tmp_path)!r})\n"
         "print(examine(root / 'a.gif').frames)\n"
         "try: examine(root / 'a.mp4')\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
+        "except ResourceError as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "4\nResourceError av is not installed; pip install 'pixelspace[video]'\n"

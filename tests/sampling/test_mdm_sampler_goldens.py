@@ -94,7 +94,8 @@ def test_ddpm_and_ddim_meet_the_golden(golden, golden_json, run):
     image = packing.unpack(y)[0]
     close(image.clamp(-1, 1), stored[f"{run}.final"])
     close(image, stored[f"{run}.final_x0"])
-    for step, (mean, deviation) in zip(seen[1:], stored[f"{run}.traj_mean_std"], strict=False):  # there after each step
+    after = stored[f"{run}.traj_mean_std"][: len(seen) - 1]  # of each step; the last one's is `final`
+    for step, (mean, deviation) in zip(seen[1:], after, strict=True):
         z = packing.unpack(step.x)[0] / (1 + (pyramid.seen[0] * step.sigma) ** 2) ** 0.5
         close(z.mean(), mean)
         close(z.std(correction=0), deviation)
