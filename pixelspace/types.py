@@ -58,6 +58,36 @@ class ParamGroup(NamedTuple):
     decay: bool
 
 
+class Shared(NamedTuple):
+    """What all levels of a pyramid learn of text and class from the innermost network: what is added to the time's
+    embedding (B, E), the text's tokens (B, L, D) and their additive mask (B, 1, 1, L), None for none; and whether
+    blocks are recomputed in the backward pass."""
+
+    emb: Tensor | None = None
+    text: Tensor | None = None
+    mask: Tensor | None = None
+    again: bool = False
+
+    def first(self, count: int) -> "Shared":
+        """Of the first `count` samples."""
+        rows = (None if one is None else one[:count] for one in self[:3])
+        return Shared(*rows, again=self.again)
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """How a network fits inside a finer level of a pyramid: `width` channels of features, a place for every `patch` x
+    `patch` pixels, to which those of the finer level are added and of which it is given some back; for all levels an
+    embedding of text and class `emb` wide (0: none) and text `text` wide (0: none). A side of its image must be at
+    least a multiple of `multiple`."""
+
+    width: int
+    patch: int = 1
+    emb: int = 0
+    text: int = 0
+    multiple: int = 1
+
+
 class BackboneConfig(ABC):
     """A network as a value. What it builds is called as (x (B, C, H, W), c_noise (B,), cond) and returns x's shape; it
     has `takes` (the keys of cond it reads), `units()`, `param_groups()` and the switch `checkpointing`. One that can
@@ -76,6 +106,18 @@ class BackboneConfig(ABC):
         """By how much smaller than the image, a side, each level is that it works on, the finest first. One of several
         levels takes and gives a list of them."""
         return (1,)
+
+    @property
+    def tiles(self) -> int:
+        """How many frames of a clip a side of the image has, row by row; 1: it is one image."""
+        return 1
+
+    @property
+    def inside(self) -> Inside | None:
+        """How it fits inside a pyramid; None: it cannot be there. What it builds then also has `shared(cond, again)`,
+        a `Shared`, and `nested(xs, c_noise, cond, shared, features)`: as a level there, its images, the finest first,
+        and its features (B, D, h, w) that the first came of, with `features` of the finer level (None: none) added."""
+        return None
 
     @property
     def keep_patch(self) -> tuple[int, int] | None:

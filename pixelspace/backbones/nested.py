@@ -11,23 +11,24 @@ the size of every frame.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelspace.backbones.unet import UNet, UNetConfig
-from pixelspace.backbones.unet_body import Body, Shared, UNetBody, check_inputs, check_multiple, grouped
+from pixelspace.backbones.unet_body import Body, UNetBody, check_inputs, check_multiple, grouped
 from pixelspace.config import value
+from pixelspace.errors import UserError
 from pixelspace.nn.conv import zeroed
 from pixelspace.nn.frames import tiled, untiled
-from pixelspace.types import BackboneConfig, Cond, ParamGroup
+from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
 
 @value
 class NestedUNetConfig(BackboneConfig):
-    """One level round `inner`, a UNetConfig or another NestedUNetConfig, which reads text and classes for all.
+    """One level round `inner`, which reads text and classes for all: another level, a UNet, or a transformer that fits.
 
     With `normalise` the level's image is divided by its standard deviation. `frames` says what the grids of a level on
     clips halve, their size or number; with `rotary` attention over time knows the order of frames.
@@ -41,18 +42,18 @@ class NestedUNetConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         inner, levels = self.inner, self.body.levels
-        if not isinstance(inner, UNetConfig | NestedUNetConfig):
-            raise ValueError(f"NestedUNetConfig: inner must be a UNetConfig or NestedUNetConfig, found {inner}")
+        if inner.inside is None:
+            raise ValueError(f"NestedUNetConfig: a {type(inner).__name__} cannot be inner, inside a pyramid")
         if inner.channels != self.channels:
             raise ValueError(f"NestedUNetConfig: {self.channels} channels round an inner network of {inner.channels}")
-        if inner.conditioned and self.body.time != inner.body.time:
+        if inner.inside.emb not in (0, self.body.time):
             raise ValueError(
                 f"NestedUNetConfig: text and classes stand beside the time of every level, so their widths must be "
-                f"equal; found {self.body.time} round {inner.body.time}: set time_width"
+                f"equal; found {self.body.time} round {inner.inside.emb}: set time_width"
             )
         if self.frames != "time" and any(level.temporal for level in levels):
             raise ValueError("NestedUNetConfig: temporal layers need frames='time'")
-        if self.frames and inner.text_inner and any(level.attention for level in levels):
+        if self.frames and inner.inside.text and any(level.attention for level in levels):
             raise ValueError("NestedUNetConfig: a level of frames cannot attend to text; set attention to 0 there")
         nested = isinstance(inner, NestedUNetConfig)
         if self.frames == "time" and (len(levels) % 2 == 0 or (nested and inner.frames != "time")):
@@ -60,6 +61,8 @@ class NestedUNetConfig(BackboneConfig):
                 "NestedUNetConfig: a level with frames='time' needs 3, 5, 7, ... grids, which leave a quarter, a "
                 "sixteenth, ... of its frames, and no level inside it that is not of time, too"
             )
+        if not self.frames and inner.tiles > 1:
+            raise ValueError("NestedUNetConfig: round a network of clips, frames must be 'space' or 'time'")
         if self.frames == "space" and not (nested and inner.frames == "time"):
             raise ValueError("NestedUNetConfig: frames='space' needs an inner network with frames='time'")
 
@@ -76,19 +79,14 @@ class NestedUNetConfig(BackboneConfig):
         return self.inner.text_widths
 
     @property
-    def _within(self) -> "UNetConfig | NestedUNetConfig":
-        assert isinstance(self.inner, UNetConfig | NestedUNetConfig)
-        return self.inner
+    def _within(self) -> Inside:
+        assert self.inner.inside is not None
+        return self.inner.inside
 
     @property
     def text_inner(self) -> int:
         """The width of a token that layers attend to; 0: there is no text."""
-        return self._within.text_inner
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether text or classes stand beside the time."""
-        return self._within.conditioned
+        return self._within.text
 
     @property
     def entry(self) -> tuple[int, int]:
@@ -109,8 +107,15 @@ class NestedUNetConfig(BackboneConfig):
         """How many frames a side of a clip has at this level's finest grid, and at its coarsest; 1: it is no clip."""
         if not self.frames:
             return 1, 1
-        last = self._within.sides[0] if isinstance(self._within, NestedUNetConfig) else 1
-        return last * (self.ratio if self.frames == "time" else 1), last
+        return self.inner.tiles * (self.ratio if self.frames == "time" else 1), self.inner.tiles
+
+    @property
+    def tiles(self) -> int:
+        return self.sides[0]
+
+    @property
+    def inside(self) -> Inside:
+        return replace(self._within, width=self.body.levels[0].width, patch=1, multiple=self.multiple)
 
     @property
     def multiple(self) -> int:
@@ -130,11 +135,16 @@ class NestedUNetConfig(BackboneConfig):
             UserError: naming the next valid sizes.
         """
         check_multiple(height, width, self.multiple)
+        try:
+            self.inner.check_size(height // self.ratio, width // self.ratio)
+        except UserError as error:
+            raise UserError(f"a pyramid of {self.pyramid} for {height}x{width}: inside, {error}") from error
 
     def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
         """Multiply-accumulates of one forward pass on one image of each level."""
         h, w, frames = height // self.ratio, width // self.ratio, self.sides[0] ** 2
-        adapters = 18 * self.body.levels[-1].width * self._within.body.levels[0].width * h * w
+        kernel = 9 if self._within.patch == 1 else 1
+        adapters = 2 * kernel * self.body.levels[-1].width * self._within.width * h * w
         own = self.body.macs(height * width // frames, self.text_inner, tokens, frames, self.frames == "time")
         return own + adapters + self.inner.macs(h, w, None, tokens)
 
@@ -153,11 +163,15 @@ class NestedUNet(Body):
 
     def __init__(self, config: NestedUNetConfig):
         super().__init__(config.body, config.text_inner, config.frames == "time", config.rotary)
-        outside, inside = config.body.levels[-1].width, config._within.body.levels[0].width
+        outside, inside, patch = config.body.levels[-1].width, config._within.width, config._within.patch
         self.config = config
-        self.in_adapter = zeroed(nn.Conv2d(outside, inside, 3, padding=1))
-        self.out_adapter = zeroed(nn.Conv2d(inside, outside, 3, padding=1))
-        self.inner_unet: UNet | NestedUNet = config._within.build()
+        if patch == 1:
+            self.in_adapter = zeroed(nn.Conv2d(outside, inside, 3, padding=1))
+            self.out_adapter = zeroed(nn.Conv2d(inside, outside, 3, padding=1))
+        else:
+            self.in_adapter = zeroed(nn.Conv2d(outside, inside, patch, stride=patch))
+            self.out_adapter = zeroed(nn.ConvTranspose2d(inside, outside, patch, stride=patch))
+        self.inner_unet: Any = config.inner.build()
         self.takes: frozenset[str] = self.inner_unet.takes | {micro.name for micro in config.body.micro}
 
     def units(self) -> list[nn.Module]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pixelspace.backbones.unet_body import (
     Body,
     DownBlock,
-    Shared,
     UNetBody,
     UNetLevel,
     check_inputs,
@@ -23,7 +22,7 @@ from pixelspace.backbones.unet_body import (
 from pixelspace.config import value
 from pixelspace.nn.conv import RowLayer
 from pixelspace.nn.text import additive
-from pixelspace.types import BackboneConfig, Cond, ParamGroup
+from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
 
 @value
@@ -98,14 +97,15 @@ class UNetConfig(BackboneConfig):
         return 0 if self.text is None else self.text.inner
 
     @property
-    def conditioned(self) -> bool:
-        """Whether text or classes stand beside the time, for all levels of a pyramid."""
-        return self.num_classes > 0 or (self.text is not None and self.text.pooled)
-
-    @property
     def multiple(self) -> int:
         """What a side of the image must be a multiple of."""
         return 2 ** (len(self.body.levels) - 1)
+
+    @property
+    def inside(self) -> Inside:
+        beside = self.num_classes > 0 or (self.text is not None and self.text.pooled)
+        emb = self.body.time if beside else 0
+        return Inside(self.body.levels[0].width, emb=emb, text=self.text_inner, multiple=self.multiple)
 
     def build(self) -> "UNet":
         """The network, with fresh weights."""

@@ -17,7 +17,7 @@ from pixelspace.errors import UserError
 from pixelspace.nn.conv import Downsample, ImageAttention, ResBlock, Upsample, zeroed
 from pixelspace.nn.embed import timestep_features
 from pixelspace.nn.frames import HEAD, TimeAttention, TimeResample
-from pixelspace.types import BackboneConfig, Cond, ParamGroup
+from pixelspace.types import BackboneConfig, Cond, ParamGroup, Shared
 
 OTHER_KEYS = ("label", "text", "text_mask", "pooled")
 
@@ -163,22 +163,6 @@ def check_multiple(height: int, width: int, multiple: int) -> None:
                 f"image {name} {size}: this network needs a multiple of {multiple}; "
                 f"the next valid sizes are {below} and {below + multiple}"
             )
-
-
-class Shared(NamedTuple):
-    """What all levels of a pyramid learn of text and class from the innermost network: what is added to the time's
-    embedding (B, E), the text's tokens (B, L, D) and their additive mask (B, 1, 1, L), None for none; and whether
-    blocks are recomputed in the backward pass."""
-
-    emb: Tensor | None
-    text: Tensor | None
-    mask: Tensor | None
-    again: bool
-
-    def first(self, count: int) -> "Shared":
-        """Of the first `count` samples."""
-        rows = (None if one is None else one[:count] for one in self[:3])
-        return Shared(*rows, again=self.again)
 
 
 class Given(NamedTuple):

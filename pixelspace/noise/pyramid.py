@@ -26,11 +26,15 @@ class Pyramid:
 
     A network sees x in the units of the level: divided by k where `divided`, so that its signal is smaller instead of
     its noise larger, else as it is. With power 2 that is the original without a shifted schedule.
+
+    The frames of a clip are `tiles` x `tiles` tiles of its image, row by row. Its coarsest level is the first of them,
+    as large as each is at the level before, and as noisy.
     """
 
     factors: tuple[int, ...] = (1, 4)
     power: float = 1.0
     divided: bool = False
+    tiles: int = 1
 
     def __post_init__(self) -> None:
         steps = list(pairwise(self.factors))
@@ -38,13 +42,27 @@ class Pyramid:
             raise ValueError(
                 f"Pyramid: factors must begin with 1, and each be a multiple of the one before; found {self.factors}"
             )
+        if self.tiles < 1 or (self.tiles > 1 and (len(self.factors) < 2 or self._last_step != self.tiles)):
+            raise ValueError(
+                f"Pyramid: of {self.tiles} x {self.tiles} frames the coarsest level is one, so its factor must be "
+                f"{self.tiles} times that of the level before; found {self.factors}"
+            )
         if self.power < 0:
             raise ValueError(f"Pyramid: power cannot be negative, found {self.power}")
 
     @property
+    def _last_step(self) -> int:
+        return self.factors[-1] // self.factors[-2]
+
+    @property
+    def means(self) -> tuple[int, ...]:
+        """How many pixels of the image, a side, are averaged to one of each level."""
+        return (*self.factors[:-1], self.factors[-1] // self.tiles)
+
+    @property
     def k(self) -> tuple[float, ...]:
         """Each level's noise over that of the coarsest, whose k is 1."""
-        return tuple((self.factors[-1] / factor) ** (self.power / 2) for factor in self.factors)
+        return tuple((self.means[-1] / mean) ** (self.power / 2) for mean in self.means)
 
     @property
     def seen(self) -> tuple[float, ...]:
@@ -76,12 +94,12 @@ class Pyramid:
         return sum(math.prod(level) for level in self.shapes(shape))
 
     def pool(self, x: Tensor) -> list[Tensor]:
-        """All levels of images x (B, C, H, W) by averages over blocks."""
-        self.shapes(x.shape[1:])
+        """All levels of images x (B, C, H, W) by averages over blocks, and of a clip its first frame."""
+        *_, (_, height, width) = self.shapes(x.shape[1:])
         levels = [x]
-        for fine, coarse in pairwise(self.factors):
-            levels.append(F.avg_pool2d(levels[-1], coarse // fine))
-        return levels
+        for fine, coarse in pairwise(self.means):
+            levels.append(levels[-1] if coarse == fine else F.avg_pool2d(levels[-1], coarse // fine))
+        return [*levels[:-1], levels[-1][..., :height, :width]]
 
     def split(self, row: Tensor, shape: Sequence[int]) -> list[Tensor]:
         """The levels (B, ...) of an image of `shape` from one row (B, N)."""

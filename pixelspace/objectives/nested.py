@@ -73,13 +73,18 @@ class NestedDenoising(Objective):
                 f"objective.pyramid.factors {self.pyramid.factors}: the network ({name}) has {backbone.pyramid}; "
                 f"set it so, or take a network of as many levels"
             )
+        if backbone.tiles != self.pyramid.tiles:
+            raise UserError(
+                f"objective.pyramid.tiles {self.pyramid.tiles}: the network ({type(backbone).__name__}) is for "
+                f"{backbone.tiles} x {backbone.tiles} frames; set it so"
+            )
 
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
         p, shape = self.pyramid, tuple(batch.x.shape[1:])
         drawn = shape if self.noise == "pooled" else (p.length(shape),)
         draw = draw_dice(batch, size, rng, self.levels, self.drop_rate, shape=drawn)
         if self.noise == "pooled":
-            unit = [noise * factor for noise, factor in zip(p.pool(draw.noise), p.factors, strict=True)]
+            unit = [noise * mean for noise, mean in zip(p.pool(draw.noise), p.means, strict=True)]
             draw = replace(draw, noise=join(unit))
         if self.mixed:
             bounds = [max(size * part // whole, 1) for part, whole in self.shares]
