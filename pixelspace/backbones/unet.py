@@ -21,6 +21,7 @@ from pixelspace.backbones.unet_body import (
 )
 from pixelspace.config import value
 from pixelspace.nn.conv import RowLayer
+from pixelspace.nn.embed import label_rows
 from pixelspace.nn.text import additive
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
@@ -168,14 +169,6 @@ class UNet(Body):
         """One rate for all; vectors and class embeddings do not decay."""
         return grouped(dict(self.named_parameters()))
 
-    def _class(self, label: Tensor) -> Tensor:
-        assert self.class_emb is not None
-        table = self.class_emb.weight
-        if label.is_floating_point():
-            none = (label == 0).all(-1, keepdim=True).to(table.dtype)
-            return label.to(table.dtype) @ table[:-1] + none * table[-1]
-        return self.class_emb(torch.where(label < 0, len(table) - 1, label))
-
     def _pooled(self, text: Tensor, keep: Tensor | None) -> Tensor:
         """(B, D): the mean of the tokens, which upstream takes of the padding, too, where its layers have read it."""
         assert self.config.text is not None
@@ -196,7 +189,7 @@ class UNet(Body):
                 text = run(layer, again, text, mask)
             emb = None if self.cond_emb is None else self.cond_emb(self._pooled(text, keep))
         if self.class_emb is not None:
-            emb = self._class(cond["label"]) + (0 if emb is None else emb)
+            emb = label_rows(self.class_emb.weight, cond["label"]) + (0 if emb is None else emb)
         return Shared(emb, text, mask, again)
 
     def nested(
