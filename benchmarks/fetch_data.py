@@ -3,6 +3,7 @@
     python benchmarks/fetch_data.py fluent3d OUT      1,854 captioned 3-D emoji at 256 px, 9 groups (npm; MIT)
     python benchmarks/fetch_data.py landscapes OUT    landscape photographs at 720 x 360 by kind (Debian; per file)
     python benchmarks/fetch_data.py clips OUT         captioned animated emoji as folders of frames (npm; MIT)
+    python benchmarks/fetch_data.py moving OUT        732 of them as files of 3 seconds, for `Clips` (700 MB; npm; MIT)
 
 Each image lies in a folder of its class and has a row (file_name, label, text) in `metadata.jsonl`. Licences are what
 the packages say of themselves; Microsoft's own MIT repository of emoji has no national flags, families or couples.
@@ -23,7 +24,7 @@ from typing import NamedTuple
 from PIL import Image
 
 FLUENT_3D = "@lobehub/fluent-emoji-3d@1.1.0"
-FLUENT_ANIMATED = "@lobehub/fluent-emoji-anim-1@1.0.0"  # the first of four
+FLUENT_ANIMATED = tuple(f"@lobehub/fluent-emoji-anim-{part}@1.0.0" for part in (1, 2, 3, 4))
 EMOJIBASE = "emojibase-data@17.0.0"
 LANDSCAPES = "endless-sky-data"
 
@@ -43,12 +44,12 @@ class Emoji(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An image to write, or a file to copy, under the name `file_name`."""
+    """An image to write, a file to copy, or frames to write as one, under the name `file_name`."""
 
     file_name: str
     label: str
     text: str
-    image: Image.Image | Path
+    image: Image.Image | Path | list[Image.Image]
 
 
 def npm(package: str, work: Path) -> Path:
@@ -122,15 +123,35 @@ def landscapes(work: Path, size: int) -> Iterator[Item]:
             yield Item(f"{kind[0]}/{path.name}", kind[0], f"a photo of {kind[0]}", path)
 
 
+def frames(path: Path, size: int) -> Iterator[Image.Image]:
+    """The frames of an animation; none where there are too few."""
+    with Image.open(path) as clip:
+        count = getattr(clip, "n_frames", 1)
+        for i in range(count if count >= FEWEST_FRAMES else 0):
+            clip.seek(i)
+            yield square(clip, size)
+
+
 def clips(work: Path, size: int) -> Iterator[Item]:
-    """Animated emoji, a folder of numbered frames each."""
-    for one in emoji(FLUENT_ANIMATED, work):
-        with Image.open(one.path) as clip:
-            frames = getattr(clip, "n_frames", 1)
-            for i in range(frames if frames >= FEWEST_FRAMES else 0):
-                clip.seek(i)
-                name = f"{one.group}/{one.path.stem}/{i:03d}.webp"
-                yield Item(name, one.group, one.caption, square(clip, size))
+    """Animated emoji of the first package, a folder of numbered frames each."""
+    for one in emoji(FLUENT_ANIMATED[0], work):
+        for i, frame in enumerate(frames(one.path, size)):
+            yield Item(f"{one.group}/{one.path.stem}/{i:03d}.webp", one.group, one.caption, frame)
+
+
+def moving(work: Path, size: int) -> Iterator[Item]:
+    """Animated emoji of all packages, a file each."""
+    for package in FLUENT_ANIMATED:
+        for one in emoji(package, work):
+            if film := list(frames(one.path, size)):
+                yield Item(f"{one.group}/{one.path.stem}.apng", one.group, one.caption, film)
+
+
+def save_frames(film: list[Image.Image], path: Path) -> None:
+    """Writes an APNG of as many frames: equal ones in a row would become one, were they not drawn in two ways."""
+    film[0].save(
+        path, "PNG", save_all=True, append_images=film[1:], duration=42, blend=[i % 2 for i in range(len(film))]
+    )
 
 
 def write(items: Iterator[Item], out: Path) -> tuple[int, int]:
@@ -143,6 +164,8 @@ def write(items: Iterator[Item], out: Path) -> tuple[int, int]:
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(item.image, Path):
                 shutil.copyfile(item.image, path)
+            elif isinstance(item.image, list):
+                save_frames(item.image, path)
             else:
                 item.image.save(path, quality=95)
             row = {"file_name": item.file_name, "label": item.label, "text": item.text}
@@ -152,7 +175,7 @@ def write(items: Iterator[Item], out: Path) -> tuple[int, int]:
     return images, len(folders)
 
 
-SETS = {"fluent3d": fluent3d, "landscapes": landscapes, "clips": clips}
+SETS = {"fluent3d": fluent3d, "landscapes": landscapes, "clips": clips, "moving": moving}
 
 
 def main() -> None:

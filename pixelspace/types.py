@@ -23,7 +23,8 @@ image was cut, and `corner` (B, 2), where; `aug` (B, 9); `mapping` (B, K).
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Training samples in model space: pixels in [-1, 1], x (B, C, H, W) float32.
+    """Training samples in model space: pixels in [-1, 1], x (B, C, H, W) float32; a clip is one image, whose tiles are
+    its frames row by row.
 
     `pos` (B,) int64 holds each sample's global position in the run: the key of all its randomness. `null` has a row
     (1, ...) for each condition but the label that a sample may lose: what stands there then.

@@ -134,11 +134,12 @@ class NestedUNetConfig(BackboneConfig):
         Raises:
             UserError: naming the next valid sizes.
         """
-        check_multiple(height, width, self.multiple)
+        check_multiple(height, width, self.multiple, self.tiles)
         try:
             self.inner.check_size(height // self.ratio, width // self.ratio)
         except UserError as error:
-            raise UserError(f"a pyramid of {self.pyramid} for {height}x{width}: inside, {error}") from error
+            size = f"{height // self.tiles}x{width // self.tiles}"
+            raise UserError(f"a pyramid of {self.pyramid} for {size}: inside, {error}") from error
 
     def macs(self, height: int, width: int, kept: int | None = None, tokens: int = 0) -> int:
         """Multiply-accumulates of one forward pass on one image of each level."""

@@ -154,14 +154,15 @@ class UNetBody:
         return total
 
 
-def check_multiple(height: int, width: int, multiple: int) -> None:
-    """Raises UserError for an image whose sides are no multiples, naming the next valid ones."""
+def check_multiple(height: int, width: int, multiple: int, tiles: int = 1) -> None:
+    """Raises UserError for an image whose sides are no multiples, naming the next valid ones; where it is a clip of
+    `tiles` x `tiles` frames, by which `multiple` can be divided, those of a frame."""
     for name, size in (("height", height), ("width", width)):
         if size % multiple or size < 1:
-            below = size // multiple * multiple or multiple
+            below, step = (size // multiple * multiple or multiple) // tiles, multiple // tiles
             raise UserError(
-                f"image {name} {size}: this network needs a multiple of {multiple}; "
-                f"the next valid sizes are {below} and {below + multiple}"
+                f"{'frame' if tiles > 1 else 'image'} {name} {size / tiles:g}: this network needs a multiple of "
+                f"{step}; the next valid sizes are {below} and {below + step}"
             )
 
 

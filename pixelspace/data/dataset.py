@@ -48,10 +48,11 @@ def _as_cut(sample: Sample, height: int, width: int, cut: Cut) -> Sample:
 
 class Dataset(ABC):
     """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
-    is a clip, or something computed of an image."""
+    is a clip, or something computed of an image. Each has so many `frames`."""
 
     classes: tuple[str, ...]
     fingerprint: str
+    frames: int = 1
     holds_images: ClassVar[bool] = True
 
     @abstractmethod

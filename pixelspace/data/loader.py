@@ -5,6 +5,7 @@ function of its position, and reported.
 """
 
 import atexit
+import math
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ from pixelspace.data.keep import Keep, kept, split_by_count, split_by_key
 from pixelspace.data.order import Interleaved, Order, Shuffled, Windowed, compact
 from pixelspace.data.transforms import Crop, Cut
 from pixelspace.errors import DataError, UserError
+from pixelspace.nn.frames import as_image
 from pixelspace.random import Rng
 from pixelspace.types import Batch
 
@@ -299,16 +301,24 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
 
 
 def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.device) -> Batch:
-    """The batch on `device`, augmented and encoded, with its conditions.
+    """The batch on `device`, augmented and encoded, with its conditions; each clip as one image.
 
     Raises:
-        UserError: clips are to be augmented.
+        UserError: clips are to be augmented, or their frames fill no square.
     """
     if data.augment and raw.images.ndim == 5:
         raise UserError(f"data.augment={data.augment} is for images, and these are clips; set it to 0")
     images = raw.images.to(device, non_blocking=True)
     stored = codec.store(images) if images.dtype == torch.uint8 else images
     x = codec.encode(stored, rng, raw.pos)
+    if x.ndim == 5:
+        side = math.isqrt(frames := x.shape[2])
+        if side**2 != frames:
+            near = f"{side**2} or {(side + 1) ** 2}"
+            raise UserError(
+                f"a clip's frames must fill a square, and {frames} do not; set data.source.frames to {near}"
+            )
+        x = as_image(x, side)
     at_hand = {"label": raw.labels, "size": raw.sizes, "corner": raw.corners}
     cond = {name: tensor.to(device, non_blocking=True) for name, tensor in at_hand.items()}
     if data.augment:

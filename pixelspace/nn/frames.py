@@ -20,6 +20,16 @@ def tiled(x: Tensor, side: int) -> Tensor:
     return rearrange(x, "(b i j) c h w -> b c (i h) (j w)", i=side, j=side)
 
 
+def as_image(clip: Tensor, side: int) -> Tensor:
+    """A clip (B, C, side^2, H, W) as one image (B, C, side H, side W)."""
+    return rearrange(clip, "b c (i j) h w -> b c (i h) (j w)", i=side, j=side)
+
+
+def as_clip(image: Tensor, side: int) -> Tensor:
+    """What `as_image` undoes: (B, C, side H, side W) to (B, C, side^2, H, W)."""
+    return rearrange(image, "b c (i h) (j w) -> b c (i j) h w", i=side, j=side)
+
+
 class TimeResample(nn.Conv1d):
     """Half as many frames by a convolution over time, or with `up` twice as many by repetition and one."""
 

@@ -61,9 +61,10 @@ def _stage(stage: Stage, plans: Mapping[str, Plan], activations: tuple[int, int]
     h, w = stage.shape[1:]
     tokens = stage.text.length if stage.text else 0
     kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w, tokens=tokens)
+    frames = f"{stage.backbone.tiles**2} frames of " if stage.backbone.tiles > 1 else ""
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
     lines = [
-        f"stage {stage.name}: {height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
+        f"stage {stage.name}: {frames}{height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
         *([f"  warning: {stage.warning}"] if stage.warning else []),
         _line(f"network ({type(plan.network).__name__})", f"{count:,}") + " parameters",
         *_tree(plan.network, depth, "    "),

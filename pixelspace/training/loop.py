@@ -97,10 +97,20 @@ def _check_labels(stage: Stage, dataset: Dataset) -> None:
         raise UserError(f"stage {stage.name!r}: the data has {found} classes, the network room for {room}")
 
 
+def _check_frames(stage: Stage, dataset: Dataset) -> None:
+    side = stage.backbone.tiles
+    if dataset.frames != side**2:
+        room = f"a grid of {side} x {side} frames" if side > 1 else "single images"
+        raise UserError(
+            f"stage {stage.name!r}: the network is for {room}, and a sample of the data has {dataset.frames}; set "
+            f"data.source.frames to {side**2}"
+        )
+
+
 def _check_buckets(stage: Stage, dataset: Dataset) -> None:
     for height, width in stage.data.bucket_sizes(stage.size):
         try:
-            stage.backbone.check_size(*stage.codec.latent_size((height, width)))
+            stage.backbone.check_size(*stage.shape_of((height, width))[1:])
             dataset.check((height, width), stage.data.flip, stage.codec)
         except UserError as error:
             raise UserError(f"stage {stage.name!r}: data.buckets gives {height}x{width}: {error}") from error
@@ -136,6 +146,7 @@ class StageRun:
         stage.codec.identity()  # reads a VAE now, not after the images
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
+        _check_frames(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
         _check_buckets(stage, self.dataset)
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
@@ -294,7 +305,7 @@ class StageRun:
                 read=known if self.dataset.holds_images else None,
                 trained_on=f"{self.dataset.fingerprint}, {trained}, {stage.size}, {crop}",
                 count=len(self.train_ids),
-                shape=(3, *stage.size),
+                shape=(3, *(stage.backbone.tiles * side for side in stage.size)),
                 classes=stage.backbone.num_classes,
                 folder=shown / f"{self.images:010d}",
                 shared=shown / "training-images",

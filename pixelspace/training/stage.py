@@ -41,7 +41,8 @@ class Inherit:
 
 @value
 class Stage:
-    """One run of the loop. `size` is (height, width), `batch` and all `*_images` count images over all devices.
+    """One run of the loop. `size` is (height, width) of an image or of each frame of a clip, `batch` and all `*_images`
+    count images, or clips, over all devices.
 
     `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
@@ -98,7 +99,12 @@ class Stage:
             raise ValueError(f"Stage: two evaluators of one name among {names}")
         if self.bad_steps < 0:
             raise ValueError(f"Stage: bad_steps cannot be negative, found {self.bad_steps}")
-        self.backbone.check_size(*self.codec.latent_size(self.size))
+        if self.backbone.tiles > 1 and not isinstance(self.codec, Pixels):
+            raise UserError(
+                f"stage {self.name!r}: the network is for clips, and {type(self.codec).__name__} is for images; set "
+                f"codec to Pixels"
+            )
+        self.backbone.check_size(*self.shape[1:])
         if self.backbone.channels != self.codec.channels:
             raise UserError(
                 f"stage {self.name!r}: the network has {self.backbone.channels} channels, its codec "
@@ -131,7 +137,12 @@ class Stage:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a sample in model space."""
-        return (self.codec.channels, *self.codec.latent_size(self.size))
+        return self.shape_of(self.size)
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, H, W) in model space of a sample of `size`: a clip there is one image, whose tiles are its frames."""
+        height, width = self.codec.latent_size(size)
+        return self.codec.channels, self.backbone.tiles * height, self.backbone.tiles * width
 
 
 @value

@@ -227,7 +227,8 @@ def test_valid_sizes_follow_from_grids_and_frames(config, multiple, pyramid):
     config.check_size(multiple, 3 * multiple)
     outs = config.build()([torch.randn(1, 3, multiple // p, 3 * multiple // p) for p in pyramid], *_asked())
     assert [tuple(out.shape[2:]) for out in outs] == [(multiple // p, 3 * multiple // p) for p in pyramid]
-    with pytest.raises(UserError, match=f"width {multiple + 1}: .* multiple of {multiple}; .* {multiple} and"):
+    wide, step = (multiple + 1) / config.tiles, multiple // config.tiles
+    with pytest.raises(UserError, match=f"width {wide:g}: .* multiple of {step}; .* {step} and"):
         config.check_size(multiple, multiple + 1)
 
 

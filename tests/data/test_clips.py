@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pixelspace.data.loader import Data, Positions, batches, read, to_model_spac
 from pixelspace.data.order import Shuffled
 from pixelspace.data.transforms import Cut, fit
 from pixelspace.errors import DataError, UserError
+from pixelspace.nn.frames import as_clip
 from pixelspace.random import Rng
 from tests.data.moving_pictures import animation, film, motion
 
@@ -53,7 +55,7 @@ def cache(root) -> Path:
 
 @pytest.fixture
 def dataset(root, cache):
-    return Clips(str(root), frames=6, stride=2).open(cache)
+    return Clips(str(root), frames=4, stride=3).open(cache)
 
 
 def every(path: Path) -> torch.Tensor:
@@ -75,8 +77,8 @@ def test_a_sample_is_the_middle_of_a_clip_at_the_stride_with_its_caption_and_cla
     for i in range(8):
         whole = every(root / dataset.name(i))
         image, label, texts, *_ = dataset[i]
-        start = (whole.shape[1] - 11 + 1) // 2
-        assert torch.equal(image, whole[:, start : start + 11 : 2]) and image.dtype == torch.uint8
+        start = (whole.shape[1] - 10 + 1) // 2
+        assert torch.equal(image, whole[:, start : start + 10 : 3]) and image.dtype == torch.uint8
         assert label == (0 if dataset.name(i).startswith("a") else 1)
         number = dataset.name(i)[2]
         assert texts == dataset.texts(i) == ((f"clip number {number}",) if number in "146" else ())
@@ -87,12 +89,12 @@ def test_a_cut_is_that_of_each_frame_from_the_share_of_the_room(dataset, root, t
     cut = Cut(SIZE, "random", (0.3, 0.9), True, time)
     for i in range(8):
         whole = every(root / dataset.name(i))
-        room = whole.shape[1] - 11
+        room = whole.shape[1] - 10
         start = int(time * (room + 1))
         sample = dataset.cut(i, cut)
         assert 0 <= start <= room and sample.size == tuple(whole.shape[2:])
-        want = torch.stack([fit(whole[:, t], cut) for t in range(start, start + 11, 2)], 1)
-        assert torch.equal(sample.image, want) and sample.image.shape == (3, 6, *SIZE)
+        want = torch.stack([fit(whole[:, t], cut) for t in range(start, start + 10, 3)], 1)
+        assert torch.equal(sample.image, want) and sample.image.shape == (3, 4, *SIZE)
 
 
 @pytest.mark.parametrize("crop", ["center", "random", "adm"])
@@ -148,20 +150,20 @@ def test_batches_are_clips_and_the_same_for_any_number_of_workers(dataset, worke
     alone = positions(dataset)
     stream = batches(positions(dataset, workers=workers), 5, 4, CPU)
     for raw in islice(stream, 2):
-        assert raw.images.shape == (4, 3, 6, *SIZE) and raw.images.dtype == torch.uint8 and not raw.bad
+        assert raw.images.shape == (4, 3, 4, *SIZE) and raw.images.dtype == torch.uint8 and not raw.bad
         for p, image in zip(raw.pos.tolist(), raw.images, strict=True):
             assert torch.equal(alone[p].sample.image, image)
         batch = to_model_space(raw, alone.data, Pixels(), RNG, CPU)
-        assert batch.x.shape == raw.images.shape and batch.x.dtype == torch.float32
+        assert batch.x.shape == (4, 3, 2 * SIZE[0], 2 * SIZE[1]) and batch.x.dtype == torch.float32
         assert -1 <= batch.x.min() < batch.x.max() <= 1
-        assert torch.equal(Pixels().decode(batch.x), raw.images)
+        assert torch.equal(as_clip(Pixels().decode(batch.x), 2), raw.images)
     stream.close()
 
 
 def test_clips_begin_anywhere_as_their_positions_say(dataset, root):
     pos, starts = positions(dataset, flip=False, crop="center"), set()
     whole = every(root / dataset.name(0))
-    cuts = [fit(whole[:, start : start + 11 : 2], Cut(SIZE)) for start in range(whole.shape[1] - 10)]
+    cuts = [fit(whole[:, start : start + 10 : 3], Cut(SIZE)) for start in range(whole.shape[1] - 9)]
     for p in (p for p in range(300) if pos.order.at(p) == 0):
         image = pos[p].sample.image
         (start,) = [i for i, cut in enumerate(cuts) if torch.equal(cut, image)]
@@ -172,13 +174,15 @@ def test_clips_begin_anywhere_as_their_positions_say(dataset, root):
 
 def test_validation_reads_the_middle(dataset):
     raw = read(dataset, [0, 3], SIZE)
-    assert torch.equal(raw.images[1], dataset.cut(3, Cut(SIZE)).image) and raw.images.shape == (2, 3, 6, *SIZE)
+    assert torch.equal(raw.images[1], dataset.cut(3, Cut(SIZE)).image) and raw.images.shape == (2, 3, 4, *SIZE)
 
 
 def test_what_is_for_images_is_refused(dataset):
     raw = read(dataset, [0], SIZE)
     with pytest.raises(UserError, match=r"data.augment=0.1 is for images, and these are clips; set it to 0"):
         to_model_space(raw, Data(Clips("x"), augment=0.1), Pixels(), RNG, CPU)
+    with pytest.raises(UserError, match=r"must fill a square, and 3 do not; set data.source.frames to 1 or 4"):
+        to_model_space(replace(raw, images=raw.images[:, :, :3]), Data(Clips("x")), Pixels(), RNG, CPU)
 
     class Encoder(Pixels):
         def identity(self) -> str:

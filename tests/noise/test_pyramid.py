@@ -3,11 +3,13 @@ import torch
 import torch.nn.functional as F
 
 from pixelspace.errors import UserError
+from pixelspace.nn.frames import as_clip, as_image
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid, ask, join
 from pixelspace.noise.tables import SquaredCosine, shifted
 
 PYRAMIDS = [Pyramid((1,)), Pyramid((1, 4)), Pyramid((1, 2, 8), power=2.0), Pyramid((1, 4), power=2.0, divided=True)]
+CLIPS = Pyramid((1, 2, 8), power=2.0, tiles=4)  # 16 frames, 16 of half the size, one of half the size
 
 
 @pytest.mark.parametrize(("factors", "power"), [((1, 4), 1.0), ((1, 4, 16), 2.0)])
@@ -25,12 +27,30 @@ def test_levels_are_means_over_blocks_of_the_image():
         torch.testing.assert_close(level, x.unfold(2, factor, factor).unfold(3, factor, factor).mean((-1, -2)))
 
 
-@pytest.mark.parametrize("pyramid", PYRAMIDS, ids=repr)
+@pytest.mark.parametrize("pyramid", [*PYRAMIDS, CLIPS], ids=repr)
 def test_splitting_a_row_undoes_joining_levels(pyramid):
     levels = pyramid.pool(torch.randn(2, 3, 8, 16))
     assert [tuple(level.shape[1:]) for level in levels] == pyramid.shapes((3, 8, 16))
     for found, level in zip(pyramid.split(join(levels), (3, 8, 16)), levels, strict=True):
         assert torch.equal(found, level)
+
+
+def test_levels_of_a_clip_are_its_frames_smaller_and_the_first_of_them():
+    clip = torch.randn(2, 3, 16, 4, 6, dtype=torch.float64)
+    whole, small, first = CLIPS.pool(as_image(clip, 4))
+    frames = as_clip(small, 4)
+    for t in range(16):
+        torch.testing.assert_close(frames[:, :, t], F.avg_pool2d(clip[:, :, t], 2))
+    assert torch.equal(as_clip(whole, 4), clip) and torch.equal(first, frames[:, :, 0])
+
+
+def test_frames_are_as_noisy_as_an_image_of_their_size():
+    image = Pyramid((1, 2), power=2.0)
+    assert CLIPS.k == (*image.k, 1.0) and CLIPS.means == (*image.factors, 2)
+    assert Pyramid((1, 4), tiles=4).k == (1.0, 1.0)
+    sigma = torch.tensor([0.1, 3.0])
+    for found, expected in zip(CLIPS.sigmas(sigma), [*image.sigmas(sigma), sigma], strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_network_sees_unit_variance_at_every_level_and_one_time():
@@ -76,6 +96,12 @@ def test_an_image_that_the_levels_do_not_divide_is_refused_with_the_nearest_size
 def test_factors_that_are_no_pyramid_are_refused(factors):
     with pytest.raises(ValueError, match="must begin with 1"):
         Pyramid(factors)
+
+
+@pytest.mark.parametrize(("factors", "tiles"), [((1,), 4), ((1, 4), 2), ((1, 2, 4), 4), ((1, 4, 8), 4), ((1, 2), 0)])
+def test_a_grid_of_frames_that_the_last_step_does_not_leave_one_of_is_refused(factors, tiles):
+    with pytest.raises(ValueError, match=f"of {tiles} x {tiles} frames the coarsest level is one"):
+        Pyramid(factors, tiles=tiles)
 
 
 def test_a_negative_power_is_refused():

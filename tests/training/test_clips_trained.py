@@ -1,0 +1,159 @@
+"""Clips trained on: frames as images, clips of them round that network, larger frames round both."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pixelspace.backbones.nested import NestedUNetConfig
+from pixelspace.backbones.unet import UNetConfig
+from pixelspace.backbones.unet_body import UNetBody, UNetLevel
+from pixelspace.data.clips import Clips
+from pixelspace.data.dataset import Source
+from pixelspace.data.emoji import Emoji
+from pixelspace.data.loader import Data, read, to_model_space
+from pixelspace.errors import UserError
+from pixelspace.growth.transfer import Rule
+from pixelspace.interop.kl_vae import KLVAE
+from pixelspace.nn.frames import as_clip
+from pixelspace.nn.weights import digest
+from pixelspace.noise.clock import TableIndex
+from pixelspace.noise.process import VPV, Process
+from pixelspace.noise.pyramid import Pyramid
+from pixelspace.noise.tables import SquaredCosine
+from pixelspace.noise.weighting import SNR
+from pixelspace.objectives.nested import NestedDenoising
+from pixelspace.random import Rng
+from pixelspace.sampling.generate import Sampling, generate
+from pixelspace.training import checkpoint
+from pixelspace.training.describe import describe
+from pixelspace.training.preview import evaluating
+from pixelspace.training.stage import Inherit, Recipe, Stage
+from pixelspace.types import BackboneConfig
+from tests.data.moving_pictures import animation, motion
+
+CPU, TABLE = torch.device("cpu"), SquaredCosine(100)
+SMALL = {"time_width": 16, "groups": 4, "heads": 2, "attention_groups": 4}
+FRAME = UNetConfig(UNetBody((UNetLevel(8, 1), UNetLevel(8, 1)), **SMALL))
+TIME = NestedUNetConfig(UNetBody((UNetLevel(32, 1, temporal=1), *[UNetLevel(8, 1)] * 2), **SMALL), FRAME, frames="time")
+SPACE = NestedUNetConfig(UNetBody((UNetLevel(8, 1), UNetLevel(8, 1)), **SMALL), TIME, frames="space")
+LONG = NestedUNetConfig(UNetBody((UNetLevel(8, 1),) * 5, **SMALL), FRAME, frames="time")
+GROWN = (Rule("inner_unet.*", prefix=("inner_unet.", "")), Rule("*", fresh=True))
+
+
+def clips(folder: Path, frames: int) -> Clips:
+    return Clips(str(folder), frames, stride=2 if frames < 16 else 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Six clips of 16 frames, two of each kind that needs no extra."""
+    folder = tmp_path_factory.mktemp("moving") / "clips"
+    for i, suffix in enumerate((".gif", ".webp", ".apng") * 2):
+        animation(folder / f"{i}{suffix}", motion(16, 24, 20, seed=i))
+    return folder
+
+
+def stage(name: str, backbone: BackboneConfig, source: Source, side: int, **more) -> Stage:
+    pyramid = Pyramid(backbone.pyramid, tiles=backbone.tiles)
+    return Stage(
+        name=name,
+        backbone=backbone,
+        objective=NestedDenoising(Process(VPV(), clock=TableIndex(TABLE)), TABLE, SNR(), pyramid),
+        data=Data(source, holdout=0.2),
+        size=(side, side),
+        batch=2,
+        images=4,
+        sampling=Sampling("euler_ancestral", steps=2, levels=TABLE),
+        save_images=2,
+        sample_count=2,
+        validate_count=1,
+        **more,
+    )
+
+
+@pytest.fixture
+def recipe(folder):
+    held = {"init": Inherit("frames", GROWN), "freeze": ("inner_unet.*",)}
+    return Recipe(
+        "clips",
+        (
+            stage("frames", FRAME, clips(folder, 1), 8),
+            stage("clips", TIME, clips(folder, 4), 8, **held),
+            stage("larger", SPACE, clips(folder, 4), 16, init=Inherit("clips", GROWN)),
+        ),
+    )
+
+
+def parts_of(folder: Path):
+    return checkpoint.resume(folder / "checkpoints").contents.parts
+
+
+def test_frames_then_clips_then_larger_ones_train_and_are_drawn(recipe, train, tmp_path):
+    train(recipe, tmp_path, cache=tmp_path / "cache")
+    frames, moving = parts_of(tmp_path / "00-frames")["ema"], parts_of(tmp_path / "01-clips")["model"]
+    kept = {name.removeprefix("inner_unet."): moving[name] for name in moving if name.startswith("inner_unet.")}
+    assert digest(kept) == digest(frames)
+    last, weights = recipe["larger"], parts_of(tmp_path / "02-larger")["ema"]
+    assert last.shape == (3, 32, 32) and last.size == (16, 16)
+    with evaluating(last.backbone.build(), weights, last) as backbone:
+        given = {"label": torch.full((2,), -1)}
+        numbers = {"images": torch.arange(2), "shape": last.shape, "seed": 0, "batch": 2}
+        process, pyramid = last.objective.process, last.objective.layout
+        (drawn,) = generate(backbone, process, last.sampling, **numbers, cond=given, null=given, pyramid=pyramid)
+    assert as_clip(drawn, 2).shape == (2, 3, 4, 16, 16)
+    for name in ("00-frames", "01-clips", "02-larger"):
+        assert len(list((tmp_path / name / "samples").glob("*.png"))) == 1
+
+
+def test_clips_of_16_frames_go_on_to_the_same_bits(folder, train, tmp_path):
+    whole = Recipe("long", (stage("long", LONG, clips(folder, 16), 8),))
+    half = replace(whole, stages=(replace(whole["long"], images=2),))
+    for recipe, run in ((whole, "whole"), (half, "run"), (whole, "run")):
+        train(recipe, tmp_path / run, cache=tmp_path / "cache")
+    for part in ("model", "ema", "optimizer"):
+        found, expected = (parts_of(tmp_path / run / "00-long")[part] for run in ("run", "whole"))
+        assert digest(found) == digest(expected)
+
+
+def test_what_is_shown_of_clips_counts_their_frames(recipe):
+    said = describe(recipe)
+    assert "stage frames: 8x8, " in said and "stage larger: 4 frames of 16x16, " in said
+
+
+def test_a_mirrored_clip_has_its_frames_mirrored_in_their_places(folder):
+    dataset = clips(folder, 4).open()
+    raw = read(dataset, [0, 3], (8, 8))
+    mirrored = replace(raw, images=raw.images.flip(-1))
+    plain, turned = (
+        to_model_space(one, Data(Emoji()), stage("c", TIME, Emoji(), 8).codec, Rng(0), CPU).x for one in (raw, mirrored)
+    )
+    assert torch.equal(as_clip(turned, 2), as_clip(plain, 2).flip(-1)) and not torch.equal(turned, plain.flip(-1))
+
+
+def test_a_still_clip_is_its_frame_at_every_level():
+    frame = torch.randn(2, 3, 16, 16)
+    whole, small, first = stage("s", SPACE, Emoji(), 16).objective.pyramid.pool(frame.repeat(1, 1, 2, 2))
+    assert torch.equal(whole, frame.repeat(1, 1, 2, 2)) and torch.equal(first, F.avg_pool2d(frame, 2))
+    assert torch.equal(small, first.repeat(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(("network", "frames"), [(TIME, 1), (TIME, 9), (FRAME, 4)])
+def test_frames_that_do_not_fill_the_grid_are_refused(network, frames, folder, train, tmp_path):
+    wanted = network.tiles**2
+    with pytest.raises(
+        UserError, match=rf"'odd'.* sample of the data has {frames}; set data.source.frames to {wanted}"
+    ):
+        train(Recipe("odd", (stage("odd", network, Clips(str(folder), frames), 8),)), tmp_path / "run")
+
+
+def test_a_frame_of_a_size_that_the_levels_cannot_hold_is_refused(folder):
+    with pytest.raises(ValueError, match=r"frame height 18: this network needs a multiple of 4; .* are 16 and 20"):
+        stage("odd", SPACE, clips(folder, 4), 18)
+
+
+def test_a_network_for_clips_takes_pixels_alone(folder):
+    with pytest.raises(ValueError, match=r"the network is for clips, and KLVAE is for images; set codec to Pix"):
+        stage("latents", TIME, clips(folder, 4), 64, codec=KLVAE("vae.pth"))
