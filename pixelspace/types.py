@@ -115,9 +115,10 @@ class BackboneConfig(ABC):
 
     @property
     def inside(self) -> Inside | None:
-        """How it fits inside a pyramid; None: it cannot be there. What it builds then also has `shared(cond, again)`,
-        a `Shared`, and `nested(xs, c_noise, cond, shared, features)`: as a level there, its images, the finest first,
-        and its features (B, D, h, w) that the first came of, with `features` of the finer level (None: none) added."""
+        """How it fits inside a pyramid; None: it cannot be there. What it builds then also has `needs`, keys of cond
+        that must be given, `shared(cond, again)`, a `Shared`, and `nested(xs, c_noise, cond, shared, features)`: as a
+        level there, its images, the finest first, and its features (B, D, h, w) that the first came of, with `features`
+        of the finer level (None: none) added."""
         return None
 
     @property

@@ -7,7 +7,7 @@ differ (the direction of the skip interpolation) the code is followed.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -31,7 +31,7 @@ from pixelspace.nn.norm import AdaRMSNorm, RMSNorm
 from pixelspace.nn.resample import TokenMerge, TokenSplit, TokenSplitSkip
 from pixelspace.nn.rope import AxialRoPE
 from pixelspace.nn.text import CrossAttention, Text, TextInput
-from pixelspace.types import BackboneConfig, Cond, ParamGroup
+from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
 _MICRO_UNIT = 1024.0  # pixels: the Fourier features' projections are of unit variance
 
@@ -205,6 +205,12 @@ class HDiTConfig(BackboneConfig):
     def text_widths(self) -> tuple[int, int] | None:
         return None if self.text is None else (self.text.width, self.text.pooled)
 
+    @property
+    def inside(self) -> Inside | None:
+        """It fits with square patches; finer levels know of text and classes by its features alone."""
+        patch, across = self.patch
+        return Inside(self.levels[0].width, patch, multiple=self._axis(0)[0]) if patch == across else None
+
     def build(self) -> "HDiT":
         """The network, with fresh weights."""
         return HDiT(self)
@@ -321,7 +327,8 @@ class HDiT(nn.Module):
 
     Takes `aug` (B, 9; absent means unaugmented), `label` if it has classes, `text`, `text_mask` and `pooled` if it
     reads text, and what its config names of `mapping` (B, K), `size` and `corner`; other keys are ignored. Set
-    `checkpointing` to recompute layers in the backward pass.
+    `checkpointing` to recompute layers in the backward pass. Inside a pyramid it is the innermost network, and what it
+    is conditioned on reaches the finer levels through its features alone.
     """
 
     def __init__(self, config: HDiTConfig):
@@ -331,7 +338,8 @@ class HDiT(nn.Module):
         self.checkpointing = False
         some = ["label"] * (config.num_classes > 0) + ["mapping"] * (config.mapping_cond > 0)
         words = config.text.takes if config.text else ()
-        self.takes = frozenset(["aug", *some, *words, *config.micro])
+        self.needs = frozenset([*some, *words, *config.micro])
+        self.takes = self.needs | {"aug"}
         self.patch_in = TokenMerge(config.channels, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, m)
         self.time_in_proj = nn.Linear(m, m, bias=False)
@@ -393,27 +401,42 @@ class HDiT(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise UserError(f"expected x (B, {self.config.channels}, H, W), found {tuple(x.shape)}")
         self.config.check_size(*x.shape[2:])
-        for key in sorted(self.takes - {"aug"} - cond.keys()):
+        for key in sorted(self.needs - cond.keys()):
             raise UserError(f"this network needs cond[{key!r}]; found {sorted(cond) or 'nothing'}")
 
-    def _run(self, layers: Iterable[nn.Module], x: Tensor, *given: Tensor) -> Tensor:
+    def _run(self, layers: Iterable[nn.Module], again: bool, x: Tensor, *given: Tensor) -> Tensor:
         for layer in layers:
-            again = self.checkpointing and torch.is_grad_enabled()
             x = checkpoint(layer, x, *given, use_reentrant=False) if again else layer(x, *given)
         return x
+
+    def shared(self, cond: Cond, again: bool) -> Shared:
+        """Nothing but whether layers are recomputed: finer levels of a pyramid see its features alone."""
+        return Shared(again=again)
+
+    def nested(
+        self, xs: Sequence[Tensor], c_noise: Tensor, cond: Cond, shared: Shared, features: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """As the innermost level of a pyramid: its image, and the features (B, D, h, w) that it came of; `features` of
+        the finer level enter beside its patches."""
+        (x,), again = xs, shared.again
+        *text, summary = self.text_in(cond) if self.text_in is not None else (None,)
+        given = self._embed(c_noise, cond, summary), *text
+        x = self.patch_in(rearrange(x, "b c h w -> b h w c"))
+        x = x if features is None else x + rearrange(features, "b d h w -> b h w d")
+        skips = []
+        for layers, merge in zip(self.down_levels, self.merges, strict=True):
+            x = self._run(layers.children(), again, x, *given)
+            skips.append(x)
+            x = merge(x)
+        x = self._run(self.mid_level, again, x, *given)
+        for layers, split, skip in zip(reversed(self.up_levels), reversed(self.splits), reversed(skips), strict=True):
+            x = self._run(layers.children(), again, split(x, skip), *given)
+        out = rearrange(self.patch_out(self.out_norm(x)), "b h w c -> b c h w")
+        return [out], rearrange(x, "b h w d -> b d h w")
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check(x, cond)
-        *text, summary = self.text_in(cond) if self.text_in is not None else (None,)
-        given = self._embed(c_noise, cond, summary), *text
-        x = self.patch_in(rearrange(x, "b c h w -> b h w c"))
-        skips = []
-        for layers, merge in zip(self.down_levels, self.merges, strict=True):
-            x = self._run(layers.children(), x, *given)
-            skips.append(x)
-            x = merge(x)
-        x = self._run(self.mid_level, x, *given)
-        for layers, split, skip in zip(reversed(self.up_levels), reversed(self.splits), reversed(skips), strict=True):
-            x = self._run(layers.children(), split(x, skip), *given)
-        return rearrange(self.patch_out(self.out_norm(x)), "b h w c -> b c h w")
+        again = self.checkpointing and torch.is_grad_enabled()
+        (out,), _ = self.nested([x], c_noise, cond, self.shared(cond, again), None)
+        return out

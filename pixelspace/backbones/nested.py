@@ -124,6 +124,10 @@ class NestedUNetConfig(BackboneConfig):
         frame = self.sides[0] * ((self.ratio if self.frames == "space" else 2) if halved else 1)
         return math.lcm(self.ratio * self._within.multiple, frame)
 
+    @property
+    def positions(self) -> dict[str, tuple[int, int]]:
+        return {f"inner_unet.{name}": grid for name, grid in self.inner.positions.items()}
+
     def build(self) -> "NestedUNet":
         """The network, with fresh weights."""
         return NestedUNet(self)
@@ -173,6 +177,7 @@ class NestedUNet(Body):
             self.in_adapter = zeroed(nn.Conv2d(outside, inside, patch, stride=patch))
             self.out_adapter = zeroed(nn.ConvTranspose2d(inside, outside, patch, stride=patch))
         self.inner_unet: Any = config.inner.build()
+        self.needs: frozenset[str] = self.inner_unet.needs
         self.takes: frozenset[str] = self.inner_unet.takes | {micro.name for micro in config.body.micro}
 
     def units(self) -> list[nn.Module]:
@@ -180,8 +185,13 @@ class NestedUNet(Body):
         return [*self.units_of(self.down_blocks), *self.inner_unet.units(), *self.units_of(self.up_blocks)]
 
     def param_groups(self) -> list[ParamGroup]:
-        """One rate for all; vectors and class embeddings do not decay."""
-        return grouped(dict(self.named_parameters()))
+        """The inner network's, and its own at one rate, of which vectors do not decay."""
+        own = {name: p for name, p in self.named_parameters() if not name.startswith("inner_unet.")}
+        groups = {(lr_factor, decay): names for names, lr_factor, decay in grouped(own)}
+        for names, lr_factor, decay in self.inner_unet.param_groups():
+            key, inside = (lr_factor, decay), tuple(f"inner_unet.{name}" for name in names)
+            groups[key] = groups.get(key, ()) + inside
+        return [ParamGroup(names, *key) for key, names in groups.items()]
 
     def shared(self, cond: Cond, again: bool) -> Shared:
         """What the innermost network tells all levels of text and class."""
@@ -208,6 +218,6 @@ class NestedUNet(Body):
 
     def forward(self, xs: Sequence[Tensor], c_noise: Tensor, cond: Cond) -> list[Tensor]:
         if not torch.compiler.is_compiling():
-            check_inputs(self.config, self.takes, xs, c_noise, cond)
+            check_inputs(self.config, self.takes, self.needs, xs, c_noise, cond)
         outs, _ = self.nested(xs, c_noise, cond, self.shared(cond, self.again), None)
         return outs

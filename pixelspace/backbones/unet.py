@@ -142,9 +142,9 @@ class UNet(Body):
         super().__init__(config.body, config.text_inner)
         t, body, last = config.body.time, config.body, config.body.levels[-1]
         self.config = config
-        words = ("text", "text_mask") if config.text else ()
+        self.needs = frozenset([*["text"] * bool(config.text), *["label"] * (config.num_classes > 0)])
         micros = (micro.name for micro in body.micro)
-        self.takes = frozenset([*words, *micros, *["label"] * (config.num_classes > 0)])
+        self.takes = self.needs | {*micros, *["text_mask"] * bool(config.text)}
         self.lm_proj = self.cond_emb = self.class_emb = None
         self.lm_head = nn.ModuleList()
         if config.text:
@@ -209,6 +209,6 @@ class UNet(Body):
     def forward(self, x: Tensor | Sequence[Tensor], c_noise: Tensor, cond: Cond) -> Tensor | list[Tensor]:
         xs = [x] if isinstance(x, Tensor) else x
         if not torch.compiler.is_compiling():
-            check_inputs(self.config, self.takes, xs, c_noise, cond)
+            check_inputs(self.config, self.takes, self.needs, xs, c_noise, cond)
         outs, _ = self.nested(xs, c_noise, cond, self.shared(cond, self.again), None)
         return outs[0] if isinstance(x, Tensor) else outs

@@ -19,7 +19,7 @@ from pixelspace.nn.embed import timestep_features
 from pixelspace.nn.frames import HEAD, TimeAttention, TimeResample
 from pixelspace.types import BackboneConfig, Cond, ParamGroup, Shared
 
-OTHER_KEYS = ("label", "text", "text_mask", "pooled")
+OTHER_KEYS = ("label", "text", "text_mask", "pooled", "size", "corner", "aug", "mapping")
 
 
 @value
@@ -62,13 +62,16 @@ class Micro:
 class UNetBody:
     """What every level of a pyramid has: grids from the finest to the coarsest, each half the size of the one before.
 
-    `time_width` 0 means 4 times the first width. `groups` are of the norms of residual blocks, `attention_groups` of
-    those of attention, which with `ffn` is followed by a feed-forward layer.
+    `time_width` 0 means 4 times the first width. The waves that stand for c_noise count in units of `noise_unit`: 1 is
+    for the index of a table, and ln(sigma) / 4, of which all levels are a few, needs some 256. `groups` are of the
+    norms of residual blocks, `attention_groups` of those of attention, which with `ffn` is followed by a feed-forward
+    layer.
     """
 
     levels: tuple[UNetLevel, ...]
     channels: int = 3
     time_width: int = 0
+    noise_unit: float = 1.0
     groups: int = 32
     heads: int = 8
     attention_groups: int = 32
@@ -81,6 +84,8 @@ class UNetBody:
             raise ValueError("UNetBody: levels is empty; give at least one UNetLevel")
         if min(self.channels, self.groups, self.heads, self.attention_groups) < 1:
             raise ValueError("UNetBody: channels, groups, heads and attention_groups must be positive")
+        if self.noise_unit <= 0:
+            raise ValueError(f"UNetBody: noise_unit must be positive, found {self.noise_unit}")
         if self.time < 8 or self.time % 8:
             raise ValueError(f"UNetBody: the time's width must be a multiple of 8, found {self.time}; set time_width")
         if not 0 <= self.dropout < 1:
@@ -296,7 +301,7 @@ class Body(nn.Module):
         """For the first `count` samples: time, micro-conditions, and what all levels share."""
         c_noise, shared = c_noise[:count], shared.first(count)
         fine = torch.promote_types(c_noise.dtype, torch.float32)  # times may come as whole numbers
-        emb = self.temb_layer2(F.silu(self.temb_layer1(self._features(c_noise))))
+        emb = self.temb_layer2(F.silu(self.temb_layer1(self._features(self.body.noise_unit * c_noise))))
         if shared.emb is not None:
             emb = emb + shared.emb
         for micro in self.body.micro:
@@ -326,7 +331,12 @@ class Body(nn.Module):
 
 
 def check_inputs(
-    config: BackboneConfig, takes: frozenset[str], xs: Sequence[Tensor], c_noise: Tensor, cond: Cond
+    config: BackboneConfig,
+    takes: frozenset[str],
+    needs: frozenset[str],
+    xs: Sequence[Tensor],
+    c_noise: Tensor,
+    cond: Cond,
 ) -> None:
     """Raises UserError for levels, times or conditions that do not fit a network or each other."""
     if len(xs) != len(config.pyramid):
@@ -341,12 +351,14 @@ def check_inputs(
             raise UserError(f"level {i}: expected {expected[0]}x{expected[1]}, found {x.shape[2]}x{x.shape[3]}")
         if len(x) < len(xs[max(i - 1, 0)]):
             raise UserError(f"level {i}: {len(x)} samples, fewer than the {len(xs[i - 1])} of the finer level")
-    count, optional = len(xs[-1]), {"text_mask", *takes - set(OTHER_KEYS)}
-    for key in sorted(takes - optional - cond.keys()):
+    for key in sorted(needs - cond.keys()):
         raise UserError(f"this network needs cond[{key!r}]; found {sorted(cond) or 'nothing'}")
+    count, (width, pooled) = len(xs[-1]), config.text_widths or (0, 0)
     shapes = {key: tuple(cond[key].shape) for key in takes & cond.keys()}
-    text = (count, *shapes.get("text", ())[1:2], (config.text_widths or (0,))[0])
-    expected = {"text": text, "text_mask": text[:2], "label": (count, *shapes.get("label", ())[1:])}
+    text = (count, *shapes.get("text", ())[1:2], width)
+    expected = {"text": text, "text_mask": text[:2], "pooled": (count, pooled), "aug": (count, 9)}
+    expected |= {"size": (count, 2), "corner": (count, 2)}
+    expected |= {key: (count, *shapes.get(key, ())[1:]) for key in ("label", "mapping")}
     for key, shape in {"c_noise": tuple(c_noise.shape), **shapes}.items():
         if shape != expected.get(key, (count,)):
             raise UserError(f"{key}: expected shape {expected.get(key, (count,))}, found {shape}")

@@ -10,7 +10,7 @@ cross-attention, the entry's width and the seam are ours.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -26,7 +26,7 @@ from pixelspace.nn.attention import attend
 from pixelspace.nn.embed import label_rows, timestep_features
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.nn.text import Text, TextInput
-from pixelspace.types import BackboneConfig, Cond, ParamGroup
+from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
 TIME_FEATURES = 256
 _NOISE_UNIT = 256.0  # c_noise spans about 4: the features' fastest wave then turns every 0.025 of it
@@ -102,6 +102,11 @@ class _Grid(BackboneConfig):
     def token(self) -> int:
         """Pixels a side of one token of the core."""
 
+    @property
+    def multiple(self) -> int:
+        """What both sides of the image are multiples of."""
+        return math.gcd(*self.core.grid) * self.token
+
     def check_size(self, height: int, width: int) -> None:
         """Refuses every size but its own.
 
@@ -142,6 +147,11 @@ class ShallowUViTConfig(_Grid):
     def entry(self) -> tuple[int, int]:
         return self.channels * self.stride**2, self.shallow_width
 
+    @property
+    def inside(self) -> Inside:
+        """Finer levels know of text and classes by its features alone."""
+        return Inside(self.shallow_width, self.stride, multiple=self.multiple)
+
     def build(self) -> "ShallowUViT":
         """The network, with fresh weights."""
         return ShallowUViT(self)
@@ -180,6 +190,11 @@ class UViTConfig(_Grid):
     @property
     def entry(self) -> tuple[int, int]:
         return self.channels * self.patch**2, self.widths[0]
+
+    @property
+    def inside(self) -> Inside:
+        """Finer levels know of text and classes by its features alone."""
+        return Inside(self.widths[0], self.patch, multiple=self.multiple)
 
     def build(self) -> "UViT":
         """The network, with fresh weights."""
@@ -381,14 +396,17 @@ _SEAMS = {"affine": Affine, "norm": ChannelNorm}
 
 
 class _Network(nn.Module):
-    """What both networks share. Set `checkpointing` to recompute blocks in the backward pass."""
+    """What both networks share. Set `checkpointing` to recompute blocks in the backward pass.
+
+    Inside a pyramid either is the innermost network, and what it is conditioned on reaches the finer levels through its
+    features alone."""
 
     def __init__(self, config: ShallowUViTConfig | UViTConfig):
         super().__init__()
         self.config = config
         self.checkpointing = False
         words = config.core.text.takes if config.core.text else ()
-        self.takes = frozenset([*words, *["label"] * (config.core.num_classes > 0)])
+        self.needs = self.takes = frozenset([*words, *["label"] * (config.core.num_classes > 0)])
         self.embed = Embedding(config.core)
         self.core = Core(config.core)
 
@@ -406,12 +424,23 @@ class _Network(nn.Module):
         for key in sorted(self.takes - cond.keys()):
             raise UserError(f"this network needs cond[{key!r}]; found {sorted(cond) or 'nothing'}")
 
-    def _given(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor], bool]:
-        """The condition, the text (tokens, mask), and whether blocks are recomputed."""
+    def shared(self, cond: Cond, again: bool) -> Shared:
+        """Nothing but whether blocks are recomputed: finer levels of a pyramid see its features alone."""
+        return Shared(again=again)
+
+    @abstractmethod
+    def nested(
+        self, xs: Sequence[Tensor], c_noise: Tensor, cond: Cond, shared: Shared, features: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """As the innermost level of a pyramid: its image, and the features (B, D, h, w) that it came of; `features` of
+        the finer level enter beside its patches."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         if not torch.compiler.is_compiling():
             self._check(x, cond)
-        emb, *words = self.embed(c_noise, cond)
-        return emb, words, self.checkpointing and torch.is_grad_enabled()
+        again = self.checkpointing and torch.is_grad_enabled()
+        (out,), _ = self.nested([x], c_noise, cond, self.shared(cond, again), None)
+        return out
 
 
 class ShallowUViT(_Network):
@@ -428,12 +457,17 @@ class ShallowUViT(_Network):
         """The repeated blocks, in order of use: the units of checkpointing and sharding."""
         return [self.shallow.encoder, *self.core.blocks, self.shallow.decoder]
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
-        emb, words, again = self._given(x, c_noise, cond)
-        skip = _run([self.shallow.encoder], self.shallow.patch(x), emb, again=again)
+    def nested(
+        self, xs: Sequence[Tensor], c_noise: Tensor, cond: Cond, shared: Shared, features: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        (x,), again = xs, shared.again
+        emb, *words = self.embed(c_noise, cond)
+        x = self.shallow.patch(x)
+        skip = _run([self.shallow.encoder], x if features is None else x + features, emb, again=again)
         h = self.core(self.shallow.to_core(skip), emb, *words, again=again)
         h = joined(self.shallow.from_core(h), skip)
-        return self.shallow.head(_run([self.shallow.decoder], h, emb, again=again))
+        h = _run([self.shallow.decoder], h, emb, again=again)
+        return [self.shallow.head(h)], h
 
 
 class UViT(_Network):
@@ -459,9 +493,13 @@ class UViT(_Network):
         inwards = [block for level in reversed(self._outwards) for block in level.encoder]
         return [*inwards, *self.core.blocks, *(block for level in self._outwards for block in level.decoder)]
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
-        emb, words, again = self._given(x, c_noise, cond)
+    def nested(
+        self, xs: Sequence[Tensor], c_noise: Tensor, cond: Cond, shared: Shared, features: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        (x,), again = xs, shared.again
+        emb, *words = self.embed(c_noise, cond)
         h, skips = self.patch(x), []
+        h = h if features is None else h + features
         for level in reversed(self._outwards):
             skips.append(h)
             for block in level.encoder:
@@ -472,4 +510,4 @@ class UViT(_Network):
             h = F.interpolate(level.from_inner(h), scale_factor=2.0, mode="nearest")
             for block in level.decoder:
                 h = _run([block], joined(h, skips.pop()), emb, again=again)
-        return self.head(h)
+        return [self.head(h)], h

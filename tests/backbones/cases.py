@@ -64,6 +64,10 @@ TIME = UNetBody((UNetLevel(32, 1, temporal=1), UNetLevel(8, 1), UNetLevel(8, 1))
 SPACE = UNetBody((UNetLevel(8, 1), UNetLevel(8, 1)), **SMALL)
 CLIP = NestedUNetConfig(SPACE, NestedUNetConfig(TIME, STILL, frames="time", rotary=True), frames="space")
 
+ROUND_HDIT = NestedUNetConfig(OUTER, replace(WITH_TEXT, mapping_cond=5, num_classes=4))
+ROUND_UVIT = NestedUNetConfig(replace(OUTER, noise_unit=256.0), replace(UVIT, core=replace(CORE, text=TEXT)))
+ROUND_SHALLOW = NestedUNetConfig(replace(SPACE, channels=1), ShallowUViTConfig(PLAIN_CORE, stride=2, channels=1))
+
 CASES = {
     "hdit": (HDIT, (16, 32)),
     "hdit-plain": (PLAIN, (8, 32)),
@@ -80,10 +84,13 @@ CASES = {
     "unet-plain": (PLAIN_UNET, (4, 4)),
     "nested": (NESTED, (8, 16)),
     "nested-clip": (CLIP, (8, 16)),
+    "round-hdit": (ROUND_HDIT, (16, 32)),
+    "round-uvit": (ROUND_UVIT, (32, 48)),
+    "round-shallow-uvit": (ROUND_SHALLOW, (8, 8)),
     "uvit-plain": (UViTConfig(PLAIN_CORE, (8,), patch=1, seam="norm"), (4, 4)),
 }
 
-SLOW_TO_COMPILE = {"nested-clip"}  # one more level of the same parts
+SLOW_TO_COMPILE = {"nested-clip", "round-hdit", "round-uvit"}  # more of parts that others have
 
 
 def conditions(config, batch: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
