@@ -65,16 +65,20 @@ class UNetText:
 @value
 class UNetConfig(BackboneConfig):
     """The whole network. `middle` puts a residual block, attention and another residual block on the coarsest grid;
-    `text` (None: none) and classes are added to the time's embedding, and layers of attention also attend to text."""
+    `text` (None: none) and classes are added to the time's embedding, and layers of attention also attend to text.
+    `squash` s bounds what comes out, s tanh(out / s) (0: nothing does); ml-mdm's model_output_scale."""
 
     body: UNetBody
     middle: bool = True
     text: UNetText | None = None
     num_classes: int = 0
+    squash: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_classes < 0:
             raise ValueError(f"UNetConfig: num_classes cannot be negative, found {self.num_classes}")
+        if self.squash < 0:
+            raise ValueError(f"UNetConfig: squash cannot be negative, found {self.squash}")
         if self.middle:
             self.body.check_attention(self.body.levels[-1].width)
         if any(level.temporal for level in self.body.levels):
@@ -204,7 +208,8 @@ class UNet(Body):
         for block in self.mid_blocks:
             h, _ = block(h, given)
         h = self.upwards(h, skips, given)
-        return [self.head(h)], h
+        out, bound = self.head(h), self.config.squash
+        return [bound * torch.tanh(out / bound) if bound else out], h
 
     def forward(self, x: Tensor | Sequence[Tensor], c_noise: Tensor, cond: Cond) -> Tensor | list[Tensor]:
         xs = [x] if isinstance(x, Tensor) else x

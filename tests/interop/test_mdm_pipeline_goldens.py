@@ -1,5 +1,6 @@
 """ml-mdm's networks in our process: losses, their gradients, and images drawn, against its own."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -30,11 +31,12 @@ RUNS = ["unet_text.ddim50", "unet_text.ddpm.cfg4", "nested2_text.ddim.cfg3", "ne
 def opened(golden, golden_json):
     """(table, process, pyramid, network) of a forward case with the settings of a sampler's configuration."""
 
-    def opened(case, config):
+    def opened(case, config, squash=0.0):
         stored, described = golden(f"mdm/{case}"), golden_json(f"mdm/{case}")
         weights = {name.removeprefix("sd."): tensor for name, tensor in stored.items() if name.startswith("sd.")}
         read = read_model(weights, described["config"])
-        network = read.backbone.build().eval()
+        backbone = replace(read.backbone, squash=squash) if squash else read.backbone
+        network = backbone.build().eval()
         network.load_state_dict(read.weights)
         table = TABLES[config["schedule_type"]](config["num_diffusion_steps"])
         process = Process(PREDICTIONS[config["prediction_type"]], clock=TableIndex(table))
@@ -49,7 +51,9 @@ def opened(golden, golden_json):
 def test_losses_and_gradients_meet_the_golden(golden, golden_json, opened, case):
     stored, described = golden(f"mdm/loss_{case}"), golden_json(f"mdm/loss_{case}")
     config = described["diffusion_config"]
-    table, process, pyramid, network = opened(described["weights_from"], config["sampler_config"])
+    table, process, pyramid, network = opened(
+        described["weights_from"], config["sampler_config"], config["model_output_scale"]
+    )
     several = len(pyramid.factors) > 1
     mixed, weights = (
         tuple(int(part) for part in (config.get(name) or "").split(":") if part)
@@ -60,19 +64,13 @@ def test_losses_and_gradients_meet_the_golden(golden, golden_json, opened, case)
     weighting = LOSSES[config["sampler_config"]["loss_target_type"]]
     objective = NestedDenoising(process, table, weighting, pyramid, weights, mixed=mixed)
 
-    bound = config["model_output_scale"]
-
-    def backbone(xs, c_noise, cond):
-        out = network(xs, c_noise, cond)
-        return bound * torch.tanh(out / bound) if bound else out
-
     images, sigma = stored["in.images"], table.sigmas[stored["in.times"] + 1].float()
     count = len(images)
     cond = {"text": stored["in.lm"], "text_mask": stored["in.mask"]}
     cond |= {"scale": stored["in.scale"]} if "in.scale" in stored else {}
     noise = join([stored[f"in.eps{r}"] for r in range(len(pyramid.factors))])
     rows = tuple(count * part // whole for part, whole in objective.shares) if objective.mixed else None
-    losses = objective.loss(backbone, Batch(images, cond, torch.arange(count)), Draw(sigma, noise, rows=rows))
+    losses = objective.loss(network, Batch(images, cond, torch.arange(count)), Draw(sigma, noise, rows=rows))
     torch.testing.assert_close(losses, stored["out.losses"], atol=1e-5, rtol=1e-4)
 
     share = VDM(table)(sigma, process.precond(sigma)) if config["use_vdm_loss_weights"] else torch.ones(count)
