@@ -141,9 +141,10 @@ def test_it_compiles_into_one_graph(name):
 
 @EACH
 def test_a_wrong_size_is_refused_with_the_next_valid_ones(config, size):
-    network = config.build()
-    x, _ = given(config, (size[0] + 1, size[1]), 1, torch.float32)
-    with pytest.raises(UserError, match=rf"image height {size[0] + 1}: .*( |x){size[0]}( and \d+|x| in )"):
+    network, frames = config.build(), config.tiles
+    x, _ = given(config, (size[0] + frames, size[1]), 1, torch.float32)
+    what, valid = "image" if frames == 1 else "frame", size[0] // frames
+    with pytest.raises(UserError, match=rf"{what} height {valid + 1}: .*( |x){valid}( and \d+|x| in )"):
         network(x, torch.zeros(1), conditions(config, 1))
     seven = torch.randn(1, 7, *size)
     with pytest.raises(UserError, match="expected x"):
