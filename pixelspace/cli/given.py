@@ -125,9 +125,13 @@ def _read_by(recipe: "Recipe", word: str) -> "Recipe":
 
 
 def _with_data(stage: Any, path: str) -> Any:
+    from pixelspace.data.clips import Clips
     from pixelspace.data.detect import source_of
     from pixelspace.data.remote import is_url
 
+    own = stage.data.source
+    if isinstance(own, Clips) and not is_url(path):  # how many frames is the network's to say
+        return replace(stage, data=replace(stage.data, source=replace(own, path=str(Path(path).resolve()))))
     source = source_of(path if is_url(path) else str(Path(path).resolve()))
     return replace(stage, data=replace(stage.data, source=source))
 

@@ -56,6 +56,10 @@ RECIPES = {
     ),
     "greedy-emoji": ("pixelspace.recipes.grown:greedy_emoji", "285 emoji by their names at 32 px, grown to 64 px"),
     "greedy-256": ("pixelspace.recipes.grown:greedy_256", "your own captioned images: core at 64 px, grown to 256 px"),
+    "mdm-clips": (
+        "pixelspace.recipes.moving:clips",
+        "your own captioned clips: frames at 16 px, 16 of them, 16 at 32 px",
+    ),
     "hdit-grown-128": (
         "pixelspace.recipes.grown:hdit_128",
         "your own folder of images: 64 px, then a level for 128 px",
