@@ -68,6 +68,18 @@ RECIPES = {
         "pixelspace.recipes.grown:maskdit_128",
         "your own folder of images: masked at 64 px, then at 128 px, 3 stages",
     ),
+    "hdit-pyramid-256": (
+        "pixelspace.recipes.pyramids:hdit_256",
+        "your own folder of images: HDiT at 64 px, then inside a pyramid for 256 px, 3 stages",
+    ),
+    "uvit-pyramid-256": (
+        "pixelspace.recipes.pyramids:uvit_256",
+        "your own captioned images: UViT at 64 px, then inside a pyramid for 256 px, 3 stages",
+    ),
+    "pyramid-emoji": (
+        "pixelspace.recipes.pyramids:emoji",
+        "167 emoji faces: HDiT at 32 px, then inside a pyramid for 64 px: 15 minutes of two cores",
+    ),
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
@@ -113,4 +125,7 @@ RECIPES = {
     "greedy-256-debug": ("pixelspace.recipes.grown:greedy_256_debug", "greedy-256 at toy size: seconds"),
     "hdit-grown-128-debug": ("pixelspace.recipes.grown:hdit_128_debug", "hdit-grown-128 at toy size: seconds"),
     "maskdit-grown-128-debug": ("pixelspace.recipes.grown:maskdit_128_debug", "maskdit-grown-128 at toy size: seconds"),
+    "hdit-pyramid-256-debug": ("pixelspace.recipes.pyramids:hdit_256_debug", "hdit-pyramid-256 at toy size: seconds"),
+    "uvit-pyramid-256-debug": ("pixelspace.recipes.pyramids:uvit_256_debug", "uvit-pyramid-256 at toy size: seconds"),
+    "pyramid-emoji-debug": ("pixelspace.recipes.pyramids:emoji_debug", "pyramid-emoji at toy size: seconds"),
 }

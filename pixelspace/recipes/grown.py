@@ -241,7 +241,7 @@ def greedy_emoji() -> Recipe:
     return Recipe("greedy-emoji", (core, grown, replace(joint, schedule=Constant(cooldown=0.5))))
 
 
-def _debug(recipe: Recipe, *small: tuple[BackboneConfig, Objective, int]) -> Recipe:
+def at_toy_size(recipe: Recipe, *small: tuple[BackboneConfig, Objective, int]) -> Recipe:
     """The recipe's stages as they follow each other on the packaged emoji, each with a small network, its objective and
     the side of its images."""
     batch, stages = 4, []
@@ -260,7 +260,7 @@ def hdit_128_debug() -> Recipe:
     inner = HDiTConfig((Level(32, 1, Global(16)),), patch=(2, 2), mapping_width=32, mapping_depth=1)
     grown = replace(inner, levels=(Level(16, 1, Neighborhood(16, kernel=3)), *inner.levels))
     moved = (grown, hourglass_at(32, reference=16), 32)
-    return _debug(hdit_128(), (inner, hourglass_at(16, reference=16), 16), moved, moved)
+    return at_toy_size(hdit_128(), (inner, hourglass_at(16, reference=16), 16), moved, moved)
 
 
 def maskdit_128_debug() -> Recipe:
@@ -269,7 +269,7 @@ def maskdit_128_debug() -> Recipe:
     sides = (16, 32, 32)
     small = MaskDiTConfig(32, 2, 4, (16, 16), 4, channels=3, decoder=Decoder(16, 1, 2))
     stages = zip(full.stages, sides, strict=True)
-    return _debug(full, *((replace(small, size=(side, side)), stage.objective, side) for stage, side in stages))
+    return at_toy_size(full, *((replace(small, size=(side, side)), stage.objective, side) for stage, side in stages))
 
 
 def greedy_256_debug() -> Recipe:
@@ -277,7 +277,7 @@ def greedy_256_debug() -> Recipe:
     own = CoreConfig(64, 1, 16, (2, 2), cond_width=32, text=Text(256, 0, inner=32, head_dim=16))
     uvit = UViTConfig(own, (16, 16, 16), patch=2, blocks=1, seam="affine")
     grown = (uvit, greedy.objective_at(32, reference=8), 32)
-    small = _debug(
+    small = at_toy_size(
         greedy_256(), (ShallowUViTConfig(own, stride=4), greedy.objective_at(8, reference=8), 8), grown, grown
     )
     stages = (replace(stage, sampling=replace(stage.sampling, levels=stage.objective.levels)) for stage in small.stages)
