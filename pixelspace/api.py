@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pixelspace import store
 from pixelspace.config import from_data, nearest, to_data, value
 from pixelspace.data.codec import Codec, Pixels
+from pixelspace.data.pictures import pictures
 from pixelspace.dist import pick_device
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.interop import k_diffusion, maskdit, ml_mdm
@@ -22,8 +23,8 @@ from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.recipes.values import VALUES
-from pixelspace.sampling.denoiser import denoiser
 from pixelspace.sampling.generate import Sampling, generate
+from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.text.encoder import Reader, TextEncoder
 from pixelspace.training import checkpoint
@@ -39,9 +40,9 @@ Label = int | str | Sequence[int | str] | Tensor
 
 @value
 class ModelConfig:
-    """All of a model but its weights. `classes` may be empty where only their number is known. Of a network that draws
-    an image at several sizes at once `pyramid` says how (None: the image alone). `text` reads prompts; `text_identity`
-    says which weights it had in training ("": any)."""
+    """All of a model but its weights. `size` is that of an image, or of each frame of a clip; `classes` may be empty
+    where only their number is known. Of a network that draws an image at several sizes at once `pyramid` says how
+    (None: the image alone). `text` reads prompts; `text_identity` says which weights it had in training ("": any)."""
 
     backbone: BackboneConfig
     process: Process
@@ -53,6 +54,14 @@ class ModelConfig:
     text_identity: str = ""
     classes: tuple[str, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        pyramid = self.pyramid or Pyramid((1,))
+        if (pyramid.factors, pyramid.tiles) != (self.backbone.pyramid, self.backbone.tiles):
+            raise UserError(
+                f"pyramid: the network has levels {self.backbone.pyramid} and {self.backbone.tiles} x "
+                f"{self.backbone.tiles} frames; found {self.pyramid}"
+            )
 
 
 TYPES = {**VALUES, "ModelConfig": ModelConfig}
@@ -152,14 +161,40 @@ class Model:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.backbone(x, c_noise, cond)
 
+    def _packing(self, levels: Sequence[Tensor]) -> Packing:
+        factors, shapes = self.config.backbone.pyramid, [tuple(level.shape) for level in levels]
+        first = shapes[0] if shapes else ()
+        if len(first) != 4 or shapes != [(*first[:2], first[2] // f, first[3] // f) for f in factors]:
+            smaller = f"a list of {len(factors)} levels (B, C, H, W), the finest first, smaller by {factors}"
+            raise UserError(f"x: expected {smaller if len(factors) > 1 else '(B, C, H, W)'}; found {shapes}")
+        return Packing(self.config.pyramid or Pyramid((1,)), first[1:])
+
+    @overload
+    def denoised(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor: ...
+
+    @overload
+    def denoised(self, x: Sequence[Tensor], sigma: Tensor | float, cond: Cond | None = None) -> list[Tensor]: ...
+
     @torch.no_grad()
-    def denoised(self, x: Tensor, sigma: Tensor | float, cond: Cond | None = None) -> Tensor:
+    def denoised(
+        self, x: Tensor | Sequence[Tensor], sigma: Tensor | float, cond: Cond | None = None
+    ) -> Tensor | list[Tensor]:
         """The estimate of x0 in model space, for x (B, C, H, W) = x0 + sigma noise; sigma () or (B,).
 
+        A model of several levels takes and gives a list of them, the finest first: x = x0 + k sigma noise, with x0 the
+        image averaged (`Pyramid.pool`) and k the level's (`Pyramid.k`). A clip is one image, its tiles the frames.
+
         Keys of `cond` that the model does not take are ignored; a missing label or text means none.
+
+        Raises:
+            UserError: another number of levels, or shapes that do not fit each other.
         """
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        return denoiser(self._forward, self.config.process, self._complete(cond or {}, len(x)))(x, sigma)
+        levels = [x] if isinstance(x, Tensor) else list(x)
+        packing = self._packing(levels)
+        denoise = packing.denoiser(self._forward, self.config.process, self._complete(cond or {}, len(levels[0])))
+        y = packing.pack(levels)
+        found = packing.unpack(denoise(y, torch.as_tensor(sigma, dtype=y.dtype, device=y.device)))
+        return found[0] if isinstance(x, Tensor) else found
 
     def _class_index(self, label: int | str) -> int:
         classes, n = self.config.classes, self.config.backbone.num_classes
@@ -244,12 +279,18 @@ class Model:
         exact: bool = False,
         first: int = 0,
         truncate: bool | None = None,
-    ) -> Tensor:
-        """torch.uint8 (n, H, W, C) on the CPU. None means as the recipe says; no label means no class.
+        every_level: bool = False,
+    ) -> Any:
+        """torch.uint8 (n, H, W, C) on the CPU, of clips (n, T, H, W, C). None means as the recipe says; no label means
+        no class.
 
-        `size` is a side or (height, width); `label` a class number or name, one for all or one an image, or float rows
-        (n, classes). Image i is of prompt i modulo the number of prompts in `text`, and guided away from `negative`
-        likewise; without them, from what "" means. n is by default as many as there are prompts, or else 1.
+        With `every_level` a list of them, of all levels that the model draws, the finest first: one of a plain model.
+        The coarsest level of clips has one frame.
+
+        `size` is a side or (height, width), of clips that of a frame; `label` a class number or name, one for all or
+        one an image, or float rows (n, classes). Image i is of prompt i modulo the number of prompts in `text`, and
+        guided away from `negative` likewise; without them, from what "" means. n is by default as many as there are
+        prompts, or else 1.
 
         Images `first` to first + n - 1 of the seed are drawn; none depends on n or on `batch` beyond rounding, and with
         `exact` not at all. `truncate` cuts pixels off to 8 bits or rounds them; see `Codec.decode`.
@@ -271,7 +312,9 @@ class Model:
         height, width = config.size if size is None else (size, size) if isinstance(size, int) else size
         latent_size = config.codec.latent_size((height, width))
         config.codec.identity()  # reads a VAE now, not after the first batch
-        config.backbone.check_size(*latent_size)
+        shape = (config.backbone.channels, *(config.backbone.tiles * side for side in latent_size))
+        config.backbone.check_size(*shape[1:])
+        packing = Packing(config.pyramid, shape) if config.pyramid and every_level else None
         plan = self.plan(steps, sampler, guidance)
         labels = self._labels(label, n).to(self.device)
         numbers = torch.arange(first, first + n, device=self.device)
@@ -279,22 +322,23 @@ class Model:
         against = None if negative is None else self._prompts("negative", negative, n)
         if against is not None and plan.guidance == 1:
             raise UserError("negative: without guidance nothing is guided away from; set guidance to more than 1")
-        total, images = -(-n // batch) * plan.steps, list[Tensor]()
-        with tqdm(total=total, desc="sampling", unit="step", disable=not progress, leave=False) as bar:
+        batches, drawn = [range(at, min(at + batch, n)) for at in range(0, n, batch)], []
+        with tqdm(
+            total=len(batches) * plan.steps, desc="sampling", unit="step", disable=not progress, leave=False
+        ) as bar:
 
             def advance(done: int, step: int) -> None:
                 bar.update(1)
 
-            for start in range(0, n, batch):
-                rows = range(start, min(start + batch, n))
+            for rows in batches:
                 some, none = (self._meanings(prompts, rows) for prompts in (words, against))
-                cond, null = asked(labels[start : rows.stop], (height, width), some, none)
+                cond, null = asked(labels[rows.start : rows.stop], (height, width), some, none)
                 (x0,) = generate(
                     self._forward,
                     config.process,
                     plan,
-                    images=numbers[start : rows.stop],
-                    shape=(config.backbone.channels, *latent_size),
+                    images=numbers[rows.start : rows.stop],
+                    shape=shape,
                     cond=cond,
                     null=null,
                     seed=seed,
@@ -302,9 +346,12 @@ class Model:
                     exact=exact,
                     callback=advance,
                     pyramid=config.pyramid,
+                    every_level=every_level,
                 )
-                images.append(config.codec.decode(x0, truncate).cpu())
-        return torch.cat(images).permute(0, 2, 3, 1).contiguous()
+                levels = packing.unpack(x0) if packing else [x0]
+                drawn.append(pictures(config.codec, levels, config.backbone.tiles, truncate))
+        found = [torch.cat(level) for level in zip(*drawn, strict=True)]
+        return found if every_level else found[0]
 
     def save(self, folder: Path | str) -> Path:
         """Writes safetensors and JSON into `folder` (new, empty, or an earlier model), all or nothing."""

@@ -144,6 +144,13 @@ class Task:
         return replace(self.protocol, **{name: value for name, value in given.items() if value is not None})
 
 
+def _of_images(target: Path, device: str) -> Model:
+    model = open_model(target, device)
+    if model.config.backbone.tiles > 1:
+        raise UserError(f"{target}: is a model of clips, which are not judged; only models of images are")
+    return model
+
+
 def _opened(task: Task, device: str) -> Model | None:
     """The model that is to be judged; None: images are."""
     target = task.target
@@ -156,8 +163,8 @@ def _opened(task: Task, device: str) -> Model | None:
             raise UserError(f"{target}: holds one set of images, found repeats={task.repeats}; leave it out")
         return None
     if clips(task.protocol):
-        raise UserError(f"{task.protocol.name} judges clips, and {target} is a model that makes images")
-    model = open_model(target, device)
+        raise UserError(f"{task.protocol.name} judges clips in files, and {target} is a model")
+    model = _of_images(target, device)
     return model if task.vae is None else model.use_vae(task.vae)
 
 
@@ -255,7 +262,7 @@ def draw_questioned(
     Raises:
         UserError: the model reads no text.
     """
-    model = open_model(target, device)
+    model = _of_images(target, device)
     if vae is not None:
         model.use_vae(vae)
     if model.config.text is None:

@@ -118,12 +118,14 @@ def sample(
     seed: int = 0,
     batch: int = 16,
     exact: bool = False,
+    levels: bool = False,
+    fps: float | None = None,
     vae: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Draw images from a model and write them as PNG files, and all together as grid.png.
+    """Draw images from a model and write them as PNG files, clips as animated WebP, and all together as grid.png.
 
     Args:
         model: A run, stage, checkpoint or model folder, or a k-diffusion weights file.
@@ -141,6 +143,8 @@ def sample(
         seed: Image i of a seed is always the same.
         batch: Images computed at once.
         exact: The same bits at any n, by computing full batches only.
+        levels: Write the coarser levels of a pyramid, too, as 000000_64.png and so on, by their size.
+        fps: Frames of a clip a second; 8 by default.
         vae: Where the VAE of a model of latents is, if not where the recipe says.
         device: cpu, cuda, mps or auto.
         overwrite: Write into a folder that holds something already.
@@ -148,23 +152,29 @@ def sample(
     """
     if len(size) > 2:
         raise UserError(f"--size: give a side, or height and width; found {len(size)} numbers")
+    if fps is not None and not 0.1 <= fps <= 1000:
+        raise UserError(f"--fps must be from 0.1 to 1000, found {fps}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; give another --out")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out}: is not empty; give another --out or add --overwrite")
     from pixelspace.api import open_model
-    from pixelspace.data.grid import grid_image, save_image
+    from pixelspace.data.grid import save_image
+    from pixelspace.data.pictures import save_picture, sheet, size_name
     from pixelspace.evaluation.prompts import read_prompts
 
     prompts = [*text, *(read_prompts(text_file) if text_file is not None else ())]
     opened = open_model(model, device)
+    clips = opened.config.backbone.tiles > 1
+    if fps is not None and not clips:
+        raise UserError("--fps: this model draws images, not clips; leave it out")
     if vae is not None:
         opened.use_vae(vae)
     if encoder is not None:
         opened.use_text(encoder)
     labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
     count = n if n is not None else len(prompts) or 16
-    images = opened.sample(
+    drawn = opened.sample(
         count,
         size=None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
         label=None if not labels else labels[0] if len(labels) == 1 else labels,
@@ -177,17 +187,22 @@ def sample(
         progress=not quiet,
         batch=batch,
         exact=exact,
-    ).permute(0, 3, 1, 2)
-    for i in range(count):
-        save_image(grid_image(images[i : i + 1], 1, gap=0), out / f"{i:06d}.png")
+        every_level=levels,
+    )
+    columns = len(prompts) if 1 < len(prompts) < count else max(1, round(count**0.5))
+    finest, *coarser = drawn if levels else [drawn]
+    names = [save_picture(one, out / f"{i:06d}", fps or 8).name for i, one in enumerate(finest)]
+    grid = save_image(sheet(finest, columns), out / "grid.png")
+    for level in coarser:
+        for i, one in enumerate(level):
+            save_picture(one, out / f"{i:06d}_{size_name(level)}", fps or 8)
+        save_image(sheet(level, columns), out / f"grid_{size_name(level)}.png")
     if prompts:
         lines = (
-            json_format.dumps({"file_name": f"{i:06d}.png", "text": prompts[i % len(prompts)]}) for i in range(count)
+            json_format.dumps({"file_name": name, "text": prompts[i % len(prompts)]}) for i, name in enumerate(names)
         )
         (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    columns = len(prompts) if 1 < len(prompts) < count else max(1, round(count**0.5))
-    sheet = save_image(grid_image(images, columns=columns), out / "grid.png")
-    print(f"{count} images: {sheet}")
+    print(f"{count} {'clips' if clips else 'images'}: {grid}")
 
 
 def import_(

@@ -274,9 +274,11 @@ def _text_width(weights: Mapping[str, Tensor], inside: str) -> int:
 
 
 def _size(backbone: Network) -> tuple[int, int]:
-    """Where the network does not say what size it is for, that of the released coarsest level is taken, 64."""
+    """Of an image, or a frame of a clip. Where the network does not say what size it is for, that of the released
+    coarsest level is taken, 64."""
     scale = next((int(micro.default) for micro in backbone.body.micro if micro.name == "scale"), 0)
-    side = scale if scale and scale % backbone.multiple == 0 else 64 * backbone.pyramid[-1]
+    fits = scale and scale * backbone.tiles % backbone.multiple == 0
+    side = scale if fits else 64 * backbone.pyramid[-1] // backbone.tiles
     return side, side
 
 
@@ -299,7 +301,7 @@ def read_model(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None =
         backbone=backbone,
         process=_PROCESS,
         sampling=_SAMPLING,
-        pyramid=Pyramid(backbone.pyramid, power=_POWERS.get(len(backbone.pyramid), 2.0)),
+        pyramid=Pyramid(backbone.pyramid, power=_POWERS.get(len(backbone.pyramid), 2.0), tiles=backbone.tiles),
         size=_size(backbone),
         weights={name: tensor for name, tensor in weights.items() if not _UNUSED.fullmatch(name)},
     )

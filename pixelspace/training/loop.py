@@ -20,7 +20,6 @@ from tqdm import tqdm
 import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data.dataset import Dataset
-from pixelspace.data.grid import grid_image, save_image
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read, to_model_space
 from pixelspace.errors import DataError, NumericalError, Stopped, UserError
 from pixelspace.growth.freeze import freeze
@@ -32,7 +31,7 @@ from pixelspace.training.ema import Average
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.optim import set_rate
-from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images
+from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
 from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
 from pixelspace.training.standing import check_start, is_done, stage_folder
@@ -271,11 +270,10 @@ class StageRun:
                 metrics.write("validation", self.state.step, self.images, loss=held.loss, octiles=held.octiles)
             if samples:
                 texts = self.captions(range(self.stage.sample_count))
-                images = sample_images(self.stage, backbone, self.device, self.reader, texts)
-                sheet = grid_image(images, columns=math.ceil(math.sqrt(len(images))))
-                path = save_image(sheet, self.folder / "samples" / f"{self.images:010d}.png")
+                folder = self.folder / "samples"
+                save_sheets(sample_images(self.stage, backbone, self.device, self.reader, texts), folder, self.images)
                 if texts:
-                    path.with_name("captions.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+                    (folder / "captions.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         plot_loss(self.folder, self.folder / "loss.png")
 
     def judge(self, evaluator: Evaluator, metrics: Metrics, progress: bool) -> None:
@@ -300,7 +298,7 @@ class StageRun:
                     exact=True,
                     reader=self.reader,
                     texts=self.captions(numbers),
-                ),
+                )[0].permute(0, 3, 1, 2),
                 drawn=f"{stage.name} at {self.images} images, {digest(average)}, {stage.sampling}",
                 read=known if self.dataset.holds_images else None,
                 trained_on=f"{self.dataset.fingerprint}, {trained}, {stage.size}, {crop}",

@@ -3,17 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pixelspace.data.dataset import Dataset
+from pixelspace.data.grid import save_image
 from pixelspace.data.loader import read, to_model_space
 from pixelspace.data.order import spread
+from pixelspace.data.pictures import pictures, sheet, size_name
 from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.sampling.generate import generate
+from pixelspace.sampling.pyramid import Packing
 from pixelspace.text.encoder import Reader
 from pixelspace.training.log import OctileMeans
 from pixelspace.training.stage import Stage
@@ -57,11 +61,14 @@ def drawn(
     exact: bool = False,
     reader: Reader | None = None,
     texts: Sequence[str] = (),
-) -> Tensor:
-    """uint8 (n, C, H, W) on the CPU: images `numbers` of `seed`, of the classes `labels` (n,), -1 for none, and with a
-    reader of the captions `texts`."""
+    every_level: bool = False,
+) -> list[Tensor]:
+    """uint8 (n, H, W, C) or clips (n, T, H, W, C) on the CPU: images `numbers` of `seed`, of the classes `labels` (n,),
+    -1 for none, and with a reader of the captions `texts`; with `every_level` those of all levels, the finest first."""
     words, no_words = (reader(texts).cond(), reader([""]).cond()) if reader else ({}, {})
     cond, null = asked(labels.to(device), stage.size, words, no_words)
+    layout = stage.objective.layout
+    packing = Packing(layout, stage.shape) if layout and every_level else None
     batches = generate(
         backbone,
         stage.objective.process,
@@ -73,19 +80,29 @@ def drawn(
         seed=seed,
         batch=min(len(numbers), stage.micro or stage.batch),
         exact=exact,
-        pyramid=stage.objective.layout,
+        pyramid=layout,
+        every_level=every_level,
     )
-    return torch.cat([stage.codec.decode(x0).cpu() for x0 in batches])
+    levels = (packing.unpack(x0) if packing else [x0] for x0 in batches)
+    found = [pictures(stage.codec, some, stage.backbone.tiles) for some in levels]
+    return [torch.cat(level) for level in zip(*found, strict=True)]
 
 
 def sample_images(
     stage: Stage, backbone: Backbone, device: torch.device, reader: Reader | None = None, texts: Sequence[str] = ()
-) -> Tensor:
-    """uint8 (sample_count, C, H, W); with classes, image i is of class i modulo their number; with a reader of
-    caption i."""
+) -> list[Tensor]:
+    """`sample_count` images or clips of every level; with classes, image i is of class i modulo their number; with a
+    reader of caption i."""
     n, classes = stage.sample_count, stage.backbone.num_classes
     labels = torch.arange(n) % classes if classes else torch.full((n,), -1)
-    return drawn(stage, backbone, device, range(n), labels, PREVIEW_SEED, reader=reader, texts=texts)
+    numbers = range(n)
+    return drawn(stage, backbone, device, numbers, labels, PREVIEW_SEED, reader=reader, texts=texts, every_level=True)
+
+
+def save_sheets(levels: Sequence[Tensor], folder: Path, images: int) -> None:
+    """Writes all drawn after so many training images as NUMBER.png, and coarser levels as NUMBER_SIZE.png."""
+    for i, level in enumerate(levels):
+        save_image(sheet(level), folder / f"{images:010d}{f'_{size_name(level)}' if i else ''}.png")
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,10 @@ class Stage:
                 else ("reads no text: set backbone.text, or text to null")
             )
             raise UserError(f"stage {self.name!r}: the network {missing}")
+        if self.evaluators and self.backbone.tiles > 1:
+            raise UserError(
+                f"stage {self.name!r}: evaluators judge images, and this network draws clips; leave them out"
+            )
         self.objective.check(self.backbone)
 
     @property

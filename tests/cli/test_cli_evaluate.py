@@ -248,7 +248,7 @@ def test_a_full_disk_is_said_and_what_stands_is_kept(cli, known, monkeypatch):
         (("--answers", "answers.csv"), 2, ["quick asks no questions", "dsg1k, counting"]),
         (("--device", "tpu"), 6, ["'tpu' is not usable here"]),
         (("--protocol", "coco30k"), 2, ["coco30k draws by captions", "this model reads none"]),
-        (("--protocol", "ucf-fvd"), 2, ["ucf-fvd judges clips", "makes images"]),
+        (("--protocol", "ucf-fvd"), 2, ["ucf-fvd judges clips in files", "is a model"]),
         (("--protocol", "dsg1k"), 2, ["dsg1k has no use for --count; leave it out"]),
         (("--protocol", "adm50k"), 6, ["6726825d.pth", "95,628,359 bytes", "https://", "--weights", "--download"]),
         (("--reference", "nowhere"), 2, ["reference: nowhere: no such file or folder"]),

@@ -49,5 +49,5 @@ def test_previews_draw_one_image_of_each_class_in_turn(tiny):
     (stage,) = tiny.stages
     network = fresh(stage)
     with evaluating(network, network.state_dict(), stage) as backbone:
-        images = sample_images(stage, backbone, torch.device("cpu"))
-    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8
+        (images,) = sample_images(stage, backbone, torch.device("cpu"))
+    assert images.shape == (2, 16, 16, 3) and images.dtype == torch.uint8

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pixelspace as ps
 from pixelspace.backbones.nested import NestedUNetConfig
@@ -11,6 +13,7 @@ from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data
+from pixelspace.data.pictures import sheet
 from pixelspace.growth.transfer import Rule
 from pixelspace.nn.weights import digest
 from pixelspace.noise.clock import TableIndex
@@ -72,6 +75,12 @@ def test_an_inner_network_is_inherited_frozen_and_drawn_with(recipe, train, tmp_
     assert digest(kept) == digest(inner)
     model = ps.load(tmp_path / "01-high", device="cpu")
     assert model.config.pyramid == Pyramid(OUTER.pyramid)
+    sheets = tmp_path / "01-high/samples"
+    assert sorted(path.name for path in sheets.iterdir()) == ["0000000008.png", "0000000008_8.png"]
+    fine, coarse = (Image.open(path) for path in sorted(sheets.iterdir()))
+    drawn = [sheet(level) for level in model.sample(2, label=[0, 1], every_level=True, progress=False)]
+    for saved, expected in zip((fine, coarse), drawn, strict=True):
+        assert np.abs(np.asarray(saved, int) - np.asarray(expected, int)).max() <= 1
     images = model.sample(3, label=[0, 1, -1], progress=False)
     assert images.shape == (3, *recipe["high"].size, 3)
     again = model.sample(1, label=[1], first=1, progress=False)

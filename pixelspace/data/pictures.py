@@ -1,0 +1,61 @@
+"""What was drawn, as people look at it: uint8 images (n, H, W, C) or clips (n, T, H, W, C), and files of them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from pixelspace.data.codec import Codec
+from pixelspace.data.grid import grid_image, save_image
+
+
+def pictures(codec: Codec, levels: Sequence[Tensor], tiles: int, truncate: bool | None = None) -> list[Tensor]:
+    """Images on the CPU of the levels (n, C, H, W) of a pyramid in model space, the finest first; `truncate` as in
+    `Codec.decode`. Of `tiles` x `tiles` frames an image is a clip, and the last of several levels one of a frame."""
+    found = []
+    for i, level in enumerate(levels):
+        side = tiles if i == 0 or i < len(levels) - 1 else 1
+        clips = rearrange(codec.decode(level, truncate).cpu(), "n c (i h) (j w) -> n (i j) h w c", i=side, j=side)
+        found.append((clips if tiles > 1 else clips[:, 0]).contiguous())
+    return found
+
+
+def size_name(images: Tensor) -> str:
+    """The size of images or clips as files are named by it: a side, HxW, or of clips TxHxW."""
+    sizes = images.shape[1:-1]
+    return str(sizes[0]) if len(sizes) == 2 and sizes[0] == sizes[1] else "x".join(map(str, sizes))
+
+
+def sheet(images: Tensor, columns: int = 0) -> Image.Image:
+    """All side by side: a clip in a row of its frames, images in rows of `columns` (0: the sheet is square)."""
+    frames = images.shape[1] if images.ndim == 5 else 1
+    flat = rearrange(images.flatten(0, 1) if images.ndim == 5 else images, "n h w c -> n c h w")
+    return grid_image(flat, frames if frames > 1 else columns or math.ceil(math.sqrt(len(flat))))
+
+
+def save_picture(picture: Tensor, path: Path, fps: float) -> Path:
+    """Writes an image (H, W, C), or a clip of one frame, as a PNG, a clip (T, H, W, C) of more as an animated WebP of
+    `fps` frames a second, both without loss; `path` is without the suffix, and what is returned with it."""
+    frames = picture if picture.ndim == 4 else picture[None]
+    if len(frames) == 1:
+        return save_image(
+            grid_image(rearrange(frames, "n h w c -> n c h w"), 1, gap=0), path.parent / f"{path.name}.png"
+        )
+    first, *others = (Image.fromarray(frame.numpy()) for frame in frames)
+    ends = [round(1000 * count / fps) for count in range(len(frames) + 1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    first.save(
+        partial,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=np.diff(ends).tolist(),
+        loop=0,
+        lossless=True,
+    )
+    return partial.replace(path.parent / f"{path.name}.webp")
