@@ -17,7 +17,8 @@ Cond = Mapping[str, Tensor]
 
 `label` int (B,) with -1 for none, or float rows (B, classes) with a zero row for none; `text` (B, L, D) with
 `text_mask` (B, L) bool, true where there is a token, and `pooled` (B, P); `size` (B, 2), height and width before an
-image was cut, and `corner` (B, 2), where; `aug` (B, 9); `mapping` (B, K).
+image was cut, and `corner` (B, 2), where; `scale` (B,), the smaller side before, infinite where it is not known; `aug`
+(B, 9); `mapping` (B, K).
 """
 
 

@@ -319,7 +319,9 @@ def to_model_space(raw: Raw, data: Data, codec: Codec, rng: Rng, device: torch.d
                 f"a clip's frames must fill a square, and {frames} do not; set data.source.frames to {near}"
             )
         x = as_image(x, side)
-    at_hand = {"label": raw.labels, "size": raw.sizes, "corner": raw.corners}
+    side = raw.sizes.amin(1).float()
+    scale = torch.where(side > 0, side, torch.inf)
+    at_hand = {"label": raw.labels, "size": raw.sizes, "corner": raw.corners, "scale": scale}
     cond = {name: tensor.to(device, non_blocking=True) for name, tensor in at_hand.items()}
     if data.augment:
         drawn = draws(rng, raw.pos, data.augment)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pixelspace.backbones.unet_body import Micro
 from pixelspace.data.codec import Pixels
 from pixelspace.data.dataset import Dataset, Sample
 from pixelspace.data.emoji import Emoji, EmojiDataset
@@ -18,7 +19,7 @@ from pixelspace.data.order import Shuffled
 from pixelspace.errors import DataError
 from pixelspace.random import Rng
 
-CONDITIONS = {"label", "size", "corner"}
+CONDITIONS = {"label", "size", "corner", "scale"}
 CPU = torch.device("cpu")
 RNG = Rng(11)
 
@@ -64,6 +65,13 @@ def some(pos, count, start=0, batch=6):
 def assert_same(a, b):
     assert [row[:3] for row in a] == [row[:3] for row in b]
     assert all(torch.equal(x[3], y[3]) for x, y in zip(a, b, strict=True))
+
+
+def test_the_scale_is_the_smaller_side_where_a_size_is_known():
+    raw = replace(read(Emoji(("food",)).open(), [0, 1, 2], (8, 8)), sizes=torch.tensor([[40, 30], [0, 0], [7, 9]]))
+    scale = to_model_space(raw, Data(Emoji()), Pixels(), RNG, CPU).cond["scale"]
+    assert scale.tolist() == [30.0, float("inf"), 7.0]
+    assert Micro("scale", 16.0)(scale).tolist() == [16.0, 16.0, 7.0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
