@@ -3,7 +3,7 @@
     python benchmarks/fetch_data.py fluent3d OUT      1,854 captioned 3-D emoji at 256 px, 9 groups (npm; MIT)
     python benchmarks/fetch_data.py landscapes OUT    landscape photographs at 720 x 360 by kind (Debian; per file)
     python benchmarks/fetch_data.py clips OUT         captioned animated emoji as folders of frames (npm; MIT)
-    python benchmarks/fetch_data.py moving OUT        732 of them as files of 3 seconds, for `Clips` (700 MB; npm; MIT)
+    python benchmarks/fetch_data.py moving OUT --size 64    732 captioned animated emoji, a file each (npm; MIT)
 
 Each image lies in a folder of its class and has a row (file_name, label, text) in `metadata.jsonl`. Licences are what
 the packages say of themselves; Microsoft's own MIT repository of emoji has no national flags, families or couples.
