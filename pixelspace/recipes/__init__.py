@@ -80,6 +80,22 @@ RECIPES = {
         "pixelspace.recipes.pyramids:emoji",
         "167 emoji faces: HDiT at 32 px, then inside a pyramid for 64 px: 15 minutes of two cores",
     ),
+    "mdm-cc12m": (
+        "pixelspace.recipes.matryoshka:cc12m",
+        "Matryoshka's networks on CC12M: 64 px, then 256 px round it, then 1024 px",
+    ),
+    "mdm-cc12m-frozen": (
+        "pixelspace.recipes.matryoshka:cc12m_frozen",
+        "mdm-cc12m, each network held still once a level is round it",
+    ),
+    "mdm-cc12m-paper": (
+        "pixelspace.recipes.matryoshka:cc12m_paper",
+        "mdm-cc12m, its text read by two layers that learn, as in the paper",
+    ),
+    "mdm-flickr": ("pixelspace.recipes.matryoshka:flickr", "the values of the released configurations, 64 to 1024 px"),
+    "mdm-imagenet256": ("pixelspace.recipes.matryoshka:imagenet256", "ImageNet by class: 64 px, then 256 px round it"),
+    "mdm-256": ("pixelspace.recipes.matryoshka:own256", "your own captioned images: 64 px, then 256 px round it"),
+    "mdm-emoji": ("pixelspace.recipes.matryoshka:emoji", "285 emoji by their names at 16, 32 and 64 px"),
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
     "hdit-imagenet256-debug": ("pixelspace.recipes.hdit:imagenet256_debug", "hdit-imagenet256 at toy size: seconds"),
     "hdit-ffhq1024-debug": ("pixelspace.recipes.hdit:ffhq1024_debug", "hdit-ffhq1024 at toy size: seconds"),
@@ -128,4 +144,19 @@ RECIPES = {
     "hdit-pyramid-256-debug": ("pixelspace.recipes.pyramids:hdit_256_debug", "hdit-pyramid-256 at toy size: seconds"),
     "uvit-pyramid-256-debug": ("pixelspace.recipes.pyramids:uvit_256_debug", "uvit-pyramid-256 at toy size: seconds"),
     "pyramid-emoji-debug": ("pixelspace.recipes.pyramids:emoji_debug", "pyramid-emoji at toy size: seconds"),
+    "mdm-cc12m-debug": ("pixelspace.recipes.matryoshka:cc12m_debug", "mdm-cc12m at toy size: seconds"),
+    "mdm-cc12m-frozen-debug": (
+        "pixelspace.recipes.matryoshka:cc12m_frozen_debug",
+        "mdm-cc12m-frozen at toy size: seconds",
+    ),
+    "mdm-cc12m-paper-debug": (
+        "pixelspace.recipes.matryoshka:cc12m_paper_debug",
+        "mdm-cc12m-paper at toy size: seconds",
+    ),
+    "mdm-flickr-debug": ("pixelspace.recipes.matryoshka:flickr_debug", "mdm-flickr at toy size: seconds"),
+    "mdm-imagenet256-debug": (
+        "pixelspace.recipes.matryoshka:imagenet256_debug",
+        "mdm-imagenet256 at toy size: seconds",
+    ),
+    "mdm-256-debug": ("pixelspace.recipes.matryoshka:own256_debug", "mdm-256 at toy size: seconds"),
 }
