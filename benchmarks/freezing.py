@@ -14,30 +14,28 @@ as fast as unfrozen; then MiB of what a step holds, by part, and its measured pe
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, column, forget_peak, held_bytes, peak_bytes
+from measure import (
+    RETURNS_MEMORY,
+    SPINS_LITTLE,
+    asked,
+    column,
+    forget_peak,
+    held_bytes,
+    machine,
+    made,
+    peak_bytes,
+    timed,
+)
 
 NETWORKS = {"deep": ((384, 8, 64), (32, 64)), "flat": ((128, 4, 64), (64, 128))}
 ARMS = {"unfrozen": (False, False), "frozen": (True, False), "frozen, checkpointing": (True, True)}
 SIZE = (128, 128)
 TOKENS = 48
-
-
-@dataclass
-class Cell:
-    """A network in training, and what is done with it: forward and backward alone, and a whole step."""
-
-    stage: Any
-    state: Any
-    both: Callable[[], None]
-    step: Callable[[], object]
 
 
 def staged(network: str, arm: str, given: argparse.Namespace) -> Any:
@@ -68,61 +66,6 @@ def staged(network: str, arm: str, given: argparse.Namespace) -> Any:
     )
 
 
-def made(network: str, arm: str, given: argparse.Namespace) -> Callable[[], Cell]:
-    """What builds the cell, its data read already."""
-    import torch
-
-    from pixelspace.data.codec import Pixels
-    from pixelspace.data.emoji import Emoji
-    from pixelspace.data.loader import read, to_model_space
-    from pixelspace.growth.freeze import freeze
-    from pixelspace.random import Rng
-    from pixelspace.training.ema import Average
-    from pixelspace.training.loop import train_step
-    from pixelspace.training.preview import autocast
-    from pixelspace.training.state import State
-    from pixelspace.training.words import with_text
-
-    stage, rng, device = staged(network, arm, given), Rng(0), torch.device(given.device)
-    reader = stage.text.open(device)
-    raw = read(Emoji().open(), list(range(given.batch)), SIZE)
-    batch = with_text(to_model_space(raw, stage.data, Pixels(), rng, device), raw.texts, reader)
-    draw = stage.objective.draw(batch, given.batch, 0.0, rng)
-
-    def build() -> Cell:
-        torch.manual_seed(0)
-        net = stage.backbone.build().to(device)
-        net.checkpointing = stage.checkpointing
-        freeze(net, stage.freeze)
-        state = State(net, Average(net), stage.optimizer.build(net))
-
-        def forward(x, c_noise, cond):
-            with autocast(stage, device):
-                return net(x, c_noise, cond)
-
-        def both() -> None:
-            forward(batch.x, draw.sigma.log() / 4, batch.cond).float().square().mean().backward()
-
-        return Cell(stage, state, both, lambda: train_step(state, forward, stage, raw, rng, reader))
-
-    return build
-
-
-def seconds(action: Callable[[], object], device: str) -> float:
-    """How long one call takes: on a CPU of this process's time, which other work disturbs little."""
-    import torch
-
-    def now() -> float:
-        if device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    began = now()
-    action()
-    return now() - began
-
-
 def child(network: str, arm: str, what: str, given: argparse.Namespace) -> Any:
     """What one of this program's own processes finds."""
     command = [sys.executable, __file__, "--networks", network, "--arm", arm, "--what", what, "--device", given.device]
@@ -133,17 +76,8 @@ def child(network: str, arm: str, what: str, given: argparse.Namespace) -> Any:
 
 def measured_times(network: str, given: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds by arm, action and repeat."""
-    cells = {arm: made(network, arm, given)() for arm in ARMS}
-    found = {arm: {"both": [], "step": []} for arm in ARMS}
-    for repeat in range(given.repeats + 2):
-        for arm, cell in cells.items():
-            both = seconds(cell.both, given.device)
-            cell.state.optimizer.zero_grad(set_to_none=True)
-            step = seconds(cell.step, given.device)
-            if repeat >= 2:  # the first ones load and allocate
-                found[arm]["both"].append(both)
-                found[arm]["step"].append(step)
-    return found
+    cells = {arm: made(staged(network, arm, given), given.device)() for arm in ARMS}
+    return timed(cells, given.repeats, given.device)
 
 
 def counted(network: str, arm: str, given: argparse.Namespace) -> list[float]:
@@ -153,7 +87,7 @@ def counted(network: str, arm: str, given: argparse.Namespace) -> list[float]:
 
     from pixelspace.recipes.greedy import step_macs
 
-    cell = made(network, arm, given)()
+    cell = made(staged(network, arm, given), given.device)()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernels are not all known
         cell.both()
     return [counter.get_total_flops() / 2 / given.batch / 1e9, step_macs(cell.stage) / 1e9]
@@ -168,7 +102,7 @@ def measured_memory(network: str, arm: str, given: argparse.Namespace) -> list[i
     def size(tensors: Iterable[Tensor]) -> int:
         return sum(tensor.nbytes for tensor in tensors)
 
-    build = made(network, arm, given)
+    build = made(staged(network, arm, given), given.device)
     before = held_bytes(given.device)
     cell = build()
     cell.step()  # makes the moments
@@ -190,11 +124,7 @@ def measured_memory(network: str, arm: str, given: argparse.Namespace) -> list[i
 
 def main() -> None:
     """Prints the tables, or as a child process a part of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = asked(__doc__, batch=4)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--what", help=argparse.SUPPRESS)
@@ -215,10 +145,8 @@ def main() -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Both tables."""
-    import torch
 
-    machine = torch.cuda.get_device_name() if given.device == "cuda" else f"{os.cpu_count()} CPUs {platform.machine()}"
-    print(f"{machine}, torch {torch.__version__}, {given.precision}, batch {given.batch}, {given.repeats} repeats\n")
+    print(f"{machine(given)}\n")
     print("| network | core | GMAC an image, counted | closed form | forward + backward ms | training step ms |")
     print("| --- | --- | --- | --- | --- | --- |")
     for network in given.networks:

@@ -20,46 +20,23 @@ the median of the last 100), the greatest gradient norm after the first 50 steps
 |w - w0| / |w0|.
 """
 
-import argparse
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Literal
+
+from arms import GUIDANCE, STEPS, Experiment, Judge, Runs, better_than, cell, curves, encoder_in
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BATCH, CORE_STEPS, GROWN_STEPS = 16, 1200, 1000
-STEPS, GUIDANCE, NOISES = 12, 1.75, 8
 GROUPS = ("animals", "food")
 ARMS = ("A", "B", "C", "D", "E", "C-norm", "C-none", "A2")
 CORES = ("core", "core-wide")
-
-
-def encoder_in(folder: Path):
-    """MiniLM, whose embeddings of all captions lie in the folder."""
-    from pixelspace.text.cache import Cached
-    from pixelspace.text.minilm import MiniLM
-
-    return Cached(MiniLM(length=32), str(folder / "captions"))
-
-
-def embed(folder: Path) -> None:
-    """Reads all captions once, for all runs."""
-    import torch
-
-    from pixelspace.data.emoji import Emoji
-    from pixelspace.text.cache import embed_captions
-
-    dataset = Emoji(GROUPS).open()
-    encoder = encoder_in(folder).encoder
-    embed_captions(dataset.texts, len(dataset), folder / "captions", encoder, device=torch.device("cpu"))
 
 
 def recipe_of(folder: Path, arm: str, seed: int):
@@ -133,7 +110,10 @@ def train(folder: Path, arm: str, seed: int) -> None:
     """One run, and what is found about it in result.json."""
     import torch
 
+    import pixelspace as ps
+    from pixelspace.data.grid import grid_image, save_image
     from pixelspace.training.loop import run_recipe
+    from pixelspace.training.standing import stage_folder
 
     torch.set_num_threads(1)
     recipe, run = recipe_of(folder, arm, seed), folder / f"{arm}-{seed}"
@@ -143,47 +123,14 @@ def train(folder: Path, arm: str, seed: int) -> None:
     began = time.monotonic()
     run_recipe(recipe, run, device=torch.device("cpu"), progress=False, say=lambda line: print(line, file=sys.stderr))
     seconds = time.monotonic() - began
-    found = {"arm": arm, "seed": seed, "seconds": seconds, **judged(run, recipe), **steadiness(run, recipe)}
+    model = ps.load(stage_folder(run, recipe, recipe.stages[-1].name), device="cpu")
+    judge = Judge.of(folder, recipe, recipe.stages[-1])
+    distance, images = judge.distance(model)
+    apart = len(judge.ids) // 16
+    save_image(grid_image(images[: len(judge.ids) : apart][:16], columns=16), run / "grid.png")
+    judged = {"loss": judge.loss(model, judge.stage.objective), "fd": distance}
+    found = {"arm": arm, "seed": seed, "seconds": seconds, **judged, **steadiness(run, recipe)}
     (run / "result.json").write_text(json.dumps(found, indent=1))
-
-
-def judged(run: Path, recipe) -> dict[str, float]:
-    """Held-out loss and Frechet distance of the averaged weights of the last stage."""
-    import torch
-
-    import pixelspace as ps
-    from pixelspace.data.grid import grid_image, save_image
-    from pixelspace.data.loader import divide, read
-    from pixelspace.evaluation.features import extract
-    from pixelspace.evaluation.frechet import frechet_distance
-    from pixelspace.evaluation.lite0 import Lite0
-    from pixelspace.evaluation.stats import moments
-    from pixelspace.evaluation.weights import Weights
-    from pixelspace.random import Rng
-    from pixelspace.training.preview import autocast, held_out_loss
-    from pixelspace.training.standing import stage_folder
-
-    cpu, stage = torch.device("cpu"), recipe.stages[-1]
-    model = ps.load(stage_folder(run, recipe, stage.name), device="cpu")
-    reader = encoder_in(run.parent).open(cpu)
-    dataset = stage.data.source.open()
-    ids, held = divide(dataset, stage.data, recipe.split)
-
-    def forward(x, c_noise, cond, **keep):
-        with autocast(stage, cpu), torch.no_grad():
-            return model.backbone(x, c_noise, cond, **keep)
-
-    told = replace(stage, validate_count=len(held))
-    loss = mean(
-        held_out_loss(told, forward, dataset, held.tolist(), Rng(seed), cpu, reader).loss for seed in range(NOISES)
-    )
-    captions = [dataset.texts(i)[0] for i in ids.tolist()]
-    images = model.sample(2 * len(ids), text=captions, seed=0, batch=64, progress=False).permute(0, 3, 1, 2)
-    save_image(grid_image(images[: len(ids) : len(ids) // 16][:16], columns=16), run / "grid.png")
-    lite = Lite0().open(Weights(Path(), False), cpu)
-    known = read(dataset, ids.tolist(), stage.size).images
-    ours, theirs = (moments([extract(lite, one)["lite0.pool"].double()]) for one in (images, known))
-    return {"loss": loss, "fd": frechet_distance(ours, theirs)}
 
 
 def steadiness(run: Path, recipe) -> dict[str, float | list]:
@@ -216,19 +163,10 @@ def steadiness(run: Path, recipe) -> dict[str, float | list]:
     return found
 
 
-def jobs(seeds: int) -> Iterator[tuple[str, int]]:
+def rounds(folder: Path, seeds: int) -> list[list[tuple[str, int]]]:
     """Cores first: others wait for them."""
-    yield from (("core", seed) for seed in range(seeds))
-    yield from ((arm, seed) for seed in range(seeds) for arm in (*ARMS, "core-wide"))
-
-
-def start(folder: Path, arm: str, seed: int) -> None:
-    if (folder / f"{arm}-{seed}" / "result.json").exists():
-        return
-    given = [sys.executable, __file__, str(folder), "--only", arm, str(seed)]
-    with (folder / f"{arm}-{seed}.log").open("a") as log:
-        code = subprocess.run(given, stderr=log, stdout=log).returncode
-    print(f"{arm}-{seed}: {'done' if code == 0 else f'failed, see its log ({code})'}", flush=True)
+    others = [(arm, seed) for seed in range(seeds) for arm in (*ARMS, "core-wide")]
+    return [[("core", seed) for seed in range(seeds)], others]
 
 
 NAMES = {
@@ -246,52 +184,27 @@ NAMES = {
 COLUMNS = {"loss": "held-out loss", "fd": "FD-Lite0", "spikes": "spikes", "gradient": "gradient", "drift": "core drift"}
 
 
-def results(folder: Path) -> dict[str, list[dict]]:
-    """Finished runs by arm, in the order of seeds."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
-    return {arm: runs for arm in NAMES if (runs := [run for run in found if run["arm"] == arm])}
-
-
-def _cell(numbers: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    spread = f" ± {stdev(numbers):.2g}" if len(numbers) > 1 and any(numbers) else ""
-    return f"{mean(numbers):.4g}{spread}" if numbers else "-"
-
-
-def table(found: dict[str, list[dict]]) -> str:
+def table(found: Runs) -> str:
     """A row an arm; then, for each seed, by how much it is better than A."""
     lines = ["| arm | seeds | " + " | ".join(COLUMNS.values()) + " | s a run |", "|---" * (len(COLUMNS) + 3) + "|"]
     for arm, runs in found.items():
-        cells = [_cell([run[key] for run in runs if key in run]) for key in COLUMNS]
-        lines.append(
-            f"| {NAMES[arm]} | {len(runs)} | {' | '.join(cells)} | {_cell([run['seconds'] for run in runs])} |"
-        )
-    lines += ["", "| less than A of the same seed | held-out loss | FD-Lite0 |", "|---|---|---|"]
-    scratch = {run["seed"]: run for run in found.get("A", [])}
-    for arm in ARMS[1:]:
-        paired = [(scratch[run["seed"]], run) for run in found.get(arm, []) if run["seed"] in scratch]
-        less = [", ".join(f"{1 - run[key] / other[key]:+.1%}" for other, run in paired) for key in ("loss", "fd")]
-        lines.append(f"| {NAMES[arm]} | {' | '.join(less)} |")
-    return "\n".join(lines)
+        cells = [cell([run[key] for run in runs if key in run]) for key in COLUMNS]
+        lines.append(f"| {NAMES[arm]} | {len(runs)} | {' | '.join(cells)} | {cell([run['seconds'] for run in runs])} |")
+    return "\n".join([*lines, "", *better_than("A", found, ARMS[1:], NAMES)])
 
 
-def picture(folder: Path, found: dict[str, list[dict]], path: Path) -> None:
+def picture(folder: Path, found: Runs, path: Path) -> None:
     """Held-out loss over images, a line a run, and what each arm of seed 0 draws."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    arms = [arm for arm in found if arm not in CORES]
     figure = plt.figure(figsize=(11, 3.5 + 0.95 * len(found)), layout="constrained")
     grid = figure.add_gridspec(len(found) + 4, 1)
-    curves = figure.add_subplot(grid[:4])
-    for number, arm in enumerate(arms):
-        for run in found[arm]:
-            label = NAMES[arm] if run is found[arm][0] else None
-            curves.plot(*zip(*run["curve"], strict=True), color=f"C{number}", linewidth=0.9, label=label)
-    curves.set(xlabel="images at 64 px", ylabel="held-out loss (EMA)", yscale="log")
-    curves.legend(ncols=2, fontsize=8)
+    curves(
+        figure.add_subplot(grid[:4]), {arm: found[arm] for arm in found if arm not in CORES}, NAMES, "images at 64 px"
+    )
     for row, arm in enumerate(found):
         axes = figure.add_subplot(grid[row + 4])
         axes.imshow(plt.imread(folder / f"{arm}-0" / "grid.png"))
@@ -300,31 +213,5 @@ def picture(folder: Path, found: dict[str, list[dict]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs=2, metavar=("ARM", "SEED"), help="one run, in this process")
-    parser.add_argument(
-        "--report", type=Path, metavar="PNG", help="print the table, draw the picture of what is finished"
-    )
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if given.only:
-        train(given.folder, given.only[0], int(given.only[1]))
-    elif given.report:
-        found = results(given.folder)
-        print(table(found))
-        picture(given.folder, found, given.report)
-    else:
-        embed(given.folder)
-        with ThreadPoolExecutor(given.workers) as pool:
-            all_jobs = list(jobs(given.seeds))
-            cores, others = all_jobs[: given.seeds], all_jobs[given.seeds :]
-            list(pool.map(lambda job: start(given.folder, *job), cores))
-            list(pool.map(lambda job: start(given.folder, *job), others))
-
-
 if __name__ == "__main__":
-    main()
+    Experiment(__doc__, NAMES, GROUPS, train, rounds, table, picture, seeds=3, workers=2).main()

@@ -11,13 +11,12 @@ Markdown table: median (fastest to slowest) milliseconds, and how many times as 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, column, forget_peak, peak_bytes
+from measure import RETURNS_MEMORY, SPINS_LITTLE, asked, column, forget_peak, machine, peak_bytes
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 DECODERS = {"112x2": (112, 2, 4), "512x8": (512, 8, 16), "none": None}
@@ -123,11 +122,7 @@ def measured_memory(decoder: str, ratio: float, given: argparse.Namespace) -> li
 
 def main() -> None:
     """Prints the table, or as a child process one of its parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = asked(__doc__, batch=16)
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=["112x2", "none"])
     parser.add_argument("--decoder", choices=DECODERS, help=argparse.SUPPRESS)
     parser.add_argument("--what", help=argparse.SUPPRESS)
@@ -138,10 +133,7 @@ def main() -> None:
         else:
             print(json.dumps(measured_memory(given.decoder, float(given.what), given)))
         return
-    import torch
-
-    machine = torch.cuda.get_device_name() if given.device == "cuda" else f"{os.cpu_count()} CPUs {platform.machine()}"
-    print(f"{machine}, torch {torch.__version__}, {given.precision}, batch {given.batch}, {given.repeats} repeats\n")
+    print(f"{machine(given)}\n")
     print("| decoder | mask | forward + backward ms | training step ms | peak MB, pass | peak MB, step |")
     print("| --- | --- | --- | --- | --- | --- |")
     for decoder in given.decoders:
