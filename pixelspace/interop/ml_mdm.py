@@ -297,6 +297,8 @@ def read_model(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None =
     else:
         given = config["config"] if isinstance(config.get("config"), Mapping) else config
         backbone = read_config(given, _text_width(weights, "inner_unet." * depth))
+        if len(backbone.pyramid) != depth + 1:
+            raise UserError(f"config: describes {len(backbone.pyramid)} levels, and the weights are of {depth + 1}")
     return Described(
         backbone=backbone,
         process=_PROCESS,

@@ -47,6 +47,13 @@ class Plan:
     frozen: tuple[str, ...]
 
 
+def _levels(source: BackboneConfig, heir: BackboneConfig) -> str:
+    """What may be why weights do not fit: another number of levels; "" where there are as many."""
+    if source.pyramid == heir.pyramid:
+        return ""
+    return f"; its network has levels {source.pyramid}, this one {heir.pyramid}"
+
+
 def planned(recipe: Recipe) -> dict[str, Plan]:
     """By stage, what is inherited and frozen, found on the meta device.
 
@@ -67,7 +74,8 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
             stage.optimizer.build(network)
         except UserError as error:
             heir = f" (from {stage.init.stage!r})" if stage.init and report is None else ""
-            raise UserError(f"stage {stage.name!r}{heir}: {error}") from error
+            levels = _levels(recipe[stage.init.stage].backbone, stage.backbone) if stage.init and heir else ""
+            raise UserError(f"stage {stage.name!r}{heir}: {error}{levels}") from error
         if stage.init and stage.init.match_images and not (report and matchable(report)):
             raise UserError(
                 f"stage {stage.name!r}: init.match_images sets an affine seam that starts fresh, and this network has "
@@ -112,7 +120,8 @@ def take(network: nn.Module, stage: Stage, given: Given) -> Report:
         rules = IDENTITY if fits or stage.init is None else stage.init.rules
         return transfer(given.weights, network, rules, grids)
     except (CheckpointError, UserError) as error:
-        raise type(error)(f"stage {stage.name!r} from {given.name}: {error}") from error
+        levels = _levels(given.backbone, stage.backbone)
+        raise type(error)(f"stage {stage.name!r} from {given.name}: {error}{levels}") from error
 
 
 def write_report(folder: Path, stage: Stage, report: Report, source: str, network: nn.Module) -> str:
