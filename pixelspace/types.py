@@ -163,15 +163,27 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Held-out samples of a stage that reads captions: one caption each, and how their images are read, uint8 (n, C, H,
+    W) by number. `known_as` changes when they do."""
+
+    captions: Sequence[str]
+    read: Callable[[range], Tensor]
+    known_as: str
+
+
+@dataclass(frozen=True)
 class Look:
-    """What a stage shows of itself: how images of seed s and of given labels (n,) are drawn with averaged weights, and
-    how its training images are read (None: it has latents only), both uint8 (n, C, H, W) by number.
+    """What a stage shows of itself: how images of seed s and of given labels (n,) are drawn with averaged weights, by
+    captions, one each (none: those of its training samples, where it reads any), and how its training images are read
+    (None: it has latents only), both uint8 (n, C, H, W) by number. `held` is None where it reads no captions, or holds
+    no images out.
 
     `drawn` and `trained_on` change when the weights or the training images do. `folder` is the evaluator's to write in,
     now; `shared` at any time; `weights` is where networks that judge are kept.
     """
 
-    draw: Callable[[int, range, Tensor], Tensor]
+    draw: Callable[[int, range, Tensor, Sequence[str]], Tensor]
     drawn: str
     read: Callable[[range], Tensor] | None
     trained_on: str
@@ -183,6 +195,7 @@ class Look:
     weights: Path
     device: torch.device
     progress: bool
+    held: Held | None = None
 
 
 class Evaluator(ABC):
@@ -197,9 +210,9 @@ class Evaluator(ABC):
     def name(self) -> str:
         """Of the folder it writes in; a stage's evaluators have different ones."""
 
-    def check(self, images: bool, weights: Path) -> None:
-        """Raises what can be known before anything is trained: of whether the data are `images`, or latents only, and
-        of the folder of `weights`."""
+    def check(self, images: bool, held: bool, weights: Path) -> None:
+        """Raises what can be known before anything is trained: of whether the data are `images`, or latents only, of
+        whether images with captions are `held` out, and of the folder of `weights`."""
         return
 
     @abstractmethod

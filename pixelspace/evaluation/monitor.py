@@ -18,7 +18,8 @@ from pixelspace.types import Evaluator, Look, Number
 
 @value
 class Monitor(Evaluator):
-    """`protocol` every `every_images` images, against the stage's own training images as they are trained on.
+    """`protocol` every `every_images` images, against the stage's own training images as they are trained on; one that
+    draws by captions, by those of the held-out samples, against their images.
 
     `best` is the number whose best checkpoint is kept (\"\": that of the protocol's first metric).
     """
@@ -30,8 +31,6 @@ class Monitor(Evaluator):
     def __post_init__(self) -> None:
         if self.every_images < 1:
             raise ValueError(f"Monitor: every_images must be at least 1, found {self.every_images}")
-        if self.protocol.labels == "captions":
-            raise UserError(f"Monitor: {self.protocol.name} draws by captions, which a stage does not hand on")
         if clips(self.protocol):
             raise UserError(f"Monitor: {self.protocol.name} judges clips, and a stage makes images")
         if self.protocol.size is not None:
@@ -41,33 +40,45 @@ class Monitor(Evaluator):
     def name(self) -> str:
         return self.protocol.name
 
-    def _require(self, images: bool) -> None:
+    def _require(self, images: bool, held: bool) -> None:
         if not images:
             raise UserError(f"{self.name}: this stage has latents, no images, to be compared with")
+        if self.protocol.labels == "captions" and not held:
+            raise UserError(
+                f"{self.name}: draws by captions of held-out images, and this stage reads none, or holds none out; set "
+                f"data.holdout, or judge by another protocol"
+            )
 
-    def check(self, images: bool, weights: Path) -> None:
-        self._require(images)
+    def check(self, images: bool, held: bool, weights: Path) -> None:
+        self._require(images, held)
         for extractor in dict.fromkeys(metric.extractor for metric in self.protocol.metrics):
             extractor.open(Weights(weights), torch.device("cpu"))
 
     def evaluate(self, look: Look) -> Sequence[Number]:
-        protocol = self.protocol
+        self._require(look.read is not None, look.held is not None)
+        assert look.read is not None
+        protocol, count, captions = self.protocol, self.protocol.count, None
+        reference = Made("training images", look.trained_on, look.shape, look.count, look.read)
+        if protocol.labels == "captions" and (held := look.held):
+            captions = held.captions[:count]
+            count = len(captions)
+            reference = Made("held-out images", held.known_as, look.shape, len(held.captions), held.read)
 
         def drawn(seed: int) -> Made:
             def draw(numbers: range):
-                return look.draw(seed, numbers, protocol.label_of(numbers, look.classes, seed))
+                labels, texts = protocol.label_of(numbers, look.classes, seed), captions or ()
+                return look.draw(seed, numbers, labels, texts[numbers.start : numbers.stop])
 
-            return Made("this run's images", f"{look.drawn}, seed {seed}", look.shape, protocol.count, draw)
+            return Made("this run's images", f"{look.drawn}, seed {seed}", look.shape, count, draw)
 
-        self._require(look.read is not None)
-        assert look.read is not None
         report = evaluate(
             protocol,
             [drawn(protocol.seed + run) for run in range(protocol.repeats)],
             look.folder,
             Computing(Weights(look.weights), look.device, progress=look.progress),
-            reference=Made("training images", look.trained_on, look.shape, look.count, look.read),
+            reference=reference,
             reference_features=look.shared,
+            captions=captions,
         )
         assert report is not None  # one process
         for features in look.folder.glob("features*"):

@@ -128,6 +128,19 @@ def coco30k() -> Protocol:
     )
 
 
+def captions10k() -> Protocol:
+    """Text and images together while training: on the held-out split, as Matryoshka diffusion was watched (Gu et al.
+    2024), whose count and networks are not public."""
+    score = CLIP("openai/clip-vit-large-patch14", 224, "clip_pil")
+    return Protocol(
+        name="captions10k",
+        about="10,000 captions, while training those held out: FID and CLIPScore at the size that is made",
+        count=10_000,
+        metrics=(Frechet("FID", Inception("clean"), "inception.pool"), CLIPScore(score, score.output)),
+        labels="captions",
+    )
+
+
 def ffhq50k() -> Protocol:
     """Crowson et al. 2024: FFHQ without classes."""
     dino = DINOv2()
@@ -196,6 +209,7 @@ PROTOCOLS: dict[str, Callable[[], Protocol]] = {
     "adm50k": adm50k,
     "edm2": edm2,
     "coco30k": coco30k,
+    "captions10k": captions10k,
     "ffhq50k": ffhq50k,
     "clean50k": clean50k,
     "ucf-fvd": ucf_fvd,

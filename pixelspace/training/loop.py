@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -38,7 +39,7 @@ from pixelspace.training.standing import check_start, is_done, stage_folder
 from pixelspace.training.state import State, restore, tensors_of
 from pixelspace.training.stopping import asked_to_stop
 from pixelspace.training.words import nothing, open_reader, with_text
-from pixelspace.types import Cond, Evaluator, Look
+from pixelspace.types import Cond, Evaluator, Held, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
@@ -148,12 +149,12 @@ class StageRun:
         _check_frames(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
         _check_buckets(stage, self.dataset)
-        for evaluator in stage.evaluators:  # reads its networks now, not after the images
-            evaluator.check(self.dataset.holds_images, self.weights_folder)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, say)
         self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
         self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
         self.nothing = nothing(self.reader)
+        for evaluator in stage.evaluators:  # reads its networks now, not after the images
+            evaluator.check(self.dataset.holds_images, self._holds_captions, self.weights_folder)
         torch.manual_seed(self.rng.key("init"))
         network = stage.backbone.build().to(device)
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
@@ -254,6 +255,10 @@ class StageRun:
         best = {step for step, _, _ in judging.best_steps(stage, self.folder).values()}
         checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every, protect=best)
 
+    @property
+    def _holds_captions(self) -> bool:
+        return self.reader is not None and self.dataset.holds_images and len(self.held_ids) > 1
+
     def captions(self, numbers: range) -> list[str]:
         """By what images of these numbers are drawn on the way: captions of the samples at the same positions."""
         if self.reader is None:
@@ -281,14 +286,22 @@ class StageRun:
         stage, average = self.stage, self.state.average.tensors
         crop = "center" if stage.data.crop == "random" else stage.data.crop
 
-        def known(numbers: range) -> Tensor:
-            return read(self.dataset, self.train_ids[numbers.start : numbers.stop].tolist(), stage.size, crop).images
+        def reader(ids: np.ndarray) -> Callable[[range], Tensor]:
+            return lambda numbers: (
+                read(self.dataset, ids[numbers.start : numbers.stop].tolist(), stage.size, crop).images
+            )
 
+        def known_as(ids: np.ndarray) -> str:
+            return f"{self.dataset.fingerprint}, {sha256(ids.tobytes()).hexdigest()}, {stage.size}, {crop}"
+
+        held = None
+        if self._holds_captions:
+            captions = [self.dataset.texts(index)[0] for index in self.held_ids.tolist()]
+            held = Held(captions, reader(self.held_ids), known_as(self.held_ids))
         shown = self.folder / "evaluation" / evaluator.name
-        trained = sha256(self.train_ids.tobytes()).hexdigest()
         with evaluating(self.state.network, average, stage) as backbone:
             look = Look(
-                draw=lambda seed, numbers, labels: drawn(
+                draw=lambda seed, numbers, labels, captions: drawn(
                     stage,
                     backbone,
                     self.device,
@@ -297,19 +310,20 @@ class StageRun:
                     seed,
                     exact=True,
                     reader=self.reader,
-                    texts=self.captions(numbers),
+                    texts=captions or self.captions(numbers),
                 )[0].permute(0, 3, 1, 2),
                 drawn=f"{stage.name} at {self.images} images, {digest(average)}, {stage.sampling}",
-                read=known if self.dataset.holds_images else None,
-                trained_on=f"{self.dataset.fingerprint}, {trained}, {stage.size}, {crop}",
+                read=reader(self.train_ids) if self.dataset.holds_images else None,
+                trained_on=known_as(self.train_ids),
                 count=len(self.train_ids),
                 shape=(3, *(stage.backbone.tiles * side for side in stage.size)),
                 classes=stage.backbone.num_classes,
                 folder=shown / f"{self.images:010d}",
-                shared=shown / "training-images",
+                shared=shown / "reference",
                 weights=self.weights_folder,
                 device=self.device,
                 progress=progress,
+                held=held,
             )
             judging.record(metrics, evaluator, self.state.step, self.images, evaluator.evaluate(look))
         judging.plot(stage, self.folder)

@@ -13,13 +13,13 @@ from pixelspace.evaluation.protocols import PROTOCOLS, quick
 from pixelspace.evaluation.report import read_report
 from pixelspace.evaluation.stats import moments
 from pixelspace.recipes.values import VALUES
-from pixelspace.types import Look
+from pixelspace.types import Held, Look
 from tests.evaluation.judged import SHAPE, Projected, noise, projection, protocol
 
 KNOWN = noise(500, seed=1)
 
 
-def pictures(seed: int, numbers: range, labels: torch.Tensor) -> torch.Tensor:
+def pictures(seed: int, numbers: range, labels: torch.Tensor, captions=()) -> torch.Tensor:
     """Noise that the label darkens, by number."""
     return noise(300, seed)[numbers.start : numbers.stop] - labels.clamp(min=0).byte()[:, None, None, None]
 
@@ -68,7 +68,7 @@ def test_only_the_report_is_left_and_what_is_shared_is_kept(look):
 def test_images_without_classes_have_no_labels(look):
     asked = []
 
-    def draw(seed, numbers, labels):
+    def draw(seed, numbers, labels, captions):
         asked.append(labels)
         return pictures(seed, numbers, labels)
 
@@ -80,7 +80,7 @@ def test_a_stopped_look_goes_on(look):
     seen = Projected()
     monitor = Monitor(protocol(seen.extractor, 300))
 
-    def stop(seed, numbers, labels):
+    def stop(seed, numbers, labels, captions):
         if 290 in numbers:
             raise KeyboardInterrupt
         return pictures(seed, numbers, labels)
@@ -95,7 +95,7 @@ def test_a_stopped_look_goes_on(look):
 def test_other_weights_do_not_go_on_with_what_was_begun(look):
     monitor = Monitor(protocol(Projected().extractor, 300))
 
-    def stop(seed, numbers, labels):
+    def stop(seed, numbers, labels, captions):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -109,10 +109,37 @@ def test_latents_are_not_judged(look):
         Monitor(protocol(Projected().extractor, 300)).evaluate(replace(look, read=None))
 
 
+@pytest.mark.parametrize("held", [200, 400])
+def test_a_protocol_of_captions_judges_by_those_held_out_against_their_images(look, held):
+    asked, unseen = [], noise(held, seed=2)
+
+    def draw(seed, numbers, labels, captions):
+        asked.extend(captions)
+        return pictures(seed, numbers, labels)
+
+    captions = [f"caption {i}" for i in range(held)]
+    shown = Held(captions, lambda numbers: unseen[numbers.start : numbers.stop], "held out")
+    by_captions = replace(protocol(Projected().extractor, 300), labels="captions")
+    numbers = Monitor(by_captions).evaluate(replace(look, draw=draw, held=shown))
+    count = min(held, 300)
+    assert asked == captions[:count]
+    drawn = pictures(0, range(count), torch.full((count,), -1))
+    expected = frechet_distance(moments([projection(drawn)]), moments([projection(unseen)]))
+    assert numbers[0].value == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_protocol_of_captions_needs_some_held_out(look):
+    monitor = Monitor(replace(protocol(Projected().extractor, 300), labels="captions"))
+    for judge in (lambda: monitor.check(True, False, look.weights), lambda: monitor.evaluate(look)):
+        with pytest.raises(UserError, match=r"small: draws by captions of held-out images, .* set data.holdout"):
+            judge()
+    Monitor(PROTOCOLS["captions10k"]())
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("webvid-fvd", {}, "Monitor: webvid-fvd draws by captions, which a stage does not hand on"),
+        ("webvid-fvd", {}, "Monitor: webvid-fvd judges clips, and a stage makes images"),
         ("quick", {"every_images": 0}, "Monitor: every_images must be at least 1, found 0"),
     ],
 )

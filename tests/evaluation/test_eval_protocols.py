@@ -26,6 +26,7 @@ PUBLISHED = {
             **{"CMMD": "large-patch14-336, resize cmmd_crop 336", "CLIPScore": "large-patch14, resize clip_pil 224"},
         },
     ),
+    "captions10k": (10_000, 1, {"FID": "clean", "CLIPScore": "large-patch14, resize clip_pil 224"}),
     "ffhq50k": (50_000, 1, {"FID": "clean", "FD-DINOv2": "dinov2-large", "KD-DINOv2": "dinov2-large"}),
     "clean50k": (50_000, 1, {"FID": "clean", "KID": "clean"}),
     "ucf-fvd": (2048, 1, {"FVD": "I3D"}),

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from pixelspace.config import value
+from pixelspace.data.loader import divide, read
 from pixelspace.errors import UserError
+from pixelspace.recipes.text import text_debug
 from pixelspace.training import checkpoint, judging
+from pixelspace.training.ema import EMA
 from pixelspace.training.log import read_metrics
 from pixelspace.training.stage import Recipe
 from pixelspace.types import Evaluator, Look, Number
@@ -23,7 +26,7 @@ class Brightness(Evaluator):
 
     def evaluate(self, look: Look):
         numbers = range(5, 9)
-        drawn = look.draw(7, numbers, torch.tensor([0, 1, 2, -1])).double()
+        drawn = look.draw(7, numbers, torch.tensor([0, 1, 2, -1]), ()).double()
         assert look.read is not None and drawn.shape == (4, *look.shape)
         known = look.read(range(min(look.count, 40))).double()
         look.folder.mkdir(parents=True)
@@ -32,6 +35,38 @@ class Brightness(Evaluator):
             Number("mean", abs(float(drawn.mean() - known.mean()))),
             Number("contrast", -abs(float(drawn.std() - known.std())), lower_is_better=False),
         )
+
+
+@value
+class ByCaptions(Evaluator):
+    """Draws by held-out captions, one way and the other."""
+
+    every_images: int = 1_000_000
+    best: str = ""
+    name: str = "captions"
+
+    def evaluate(self, look: Look):
+        assert look.held is not None
+        captions, none = look.held.captions, torch.tensor([-1, -1])
+        straight, turned = (look.draw(7, range(2), none, order) for order in (captions[:2], captions[1::-1]))
+        look.folder.mkdir(parents=True)
+        images = look.held.read(range(len(captions)))
+        torch.save((captions, images, straight, turned), look.folder / "seen.pt")
+        return (Number("count", len(captions)),)
+
+
+def test_a_stage_that_reads_captions_shows_those_it_holds_out(train, tmp_path):
+    (stage,) = text_debug().stages
+    lively = replace(stage, images=12 * stage.batch, optimizer=replace(stage.optimizer, lr=0.05), ema=EMA(max_decay=0.5))
+    recipe = Recipe("captions", (replace(lively, evaluators=(ByCaptions(),)),))
+    train(recipe, tmp_path)
+    (path,) = tmp_path.glob("*/evaluation/captions/*/seen.pt")
+    captions, images, straight, turned = torch.load(path)
+    dataset = stage.data.source.open()
+    _, held = divide(dataset, stage.data, recipe.split)
+    assert captions == [dataset.texts(index)[0] for index in held.tolist()]
+    assert torch.equal(images, read(dataset, held.tolist(), stage.size).images)
+    assert not torch.equal(straight, turned)
 
 
 def judged(tiny: Recipe, *evaluators: Evaluator, **given) -> Recipe:
