@@ -15,6 +15,8 @@ from tests.recipes.test_recipes import made
 
 SMALL = [name for name in RECIPES if name.startswith("mdm-") and name.endswith(("-debug", "-emoji"))]
 
+COUNTED = [matryoshka.cc12m, matryoshka.cc12m_paper, matryoshka.imagenet256, matryoshka.own256]
+
 
 def parameters(config):
     with torch.device("meta"):
@@ -29,7 +31,7 @@ def test_cc12m_trains_the_released_networks():
         assert [round(count / 1e9, 2) for count in macs] == expected
 
 
-@pytest.mark.parametrize("function", [matryoshka.cc12m, matryoshka.cc12m_paper, matryoshka.imagenet256])
+@pytest.mark.parametrize("function", COUNTED, ids=lambda function: function.__name__)
 def test_a_recipe_says_how_many_parameters_its_networks_have(function):
     for stage in function().stages:
         assert f"{parameters(stage.backbone):,}" in (function.__doc__ or "")
