@@ -1,6 +1,7 @@
 """Models in hand: load one, sample it, ask it, save it."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -28,7 +29,7 @@ from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.text.encoder import Reader, TextEncoder
 from pixelspace.training import checkpoint
-from pixelspace.training.stage import Recipe
+from pixelspace.training.stage import Recipe, check_threshold
 from pixelspace.training.words import asked, check_widths
 from pixelspace.types import BackboneConfig, Cond
 
@@ -62,6 +63,7 @@ class ModelConfig:
                 f"pyramid: the network has levels {self.backbone.pyramid} and {self.backbone.tiles} x "
                 f"{self.backbone.tiles} frames; found {self.pyramid}"
             )
+        check_threshold(self.sampling, self.codec)
 
 
 TYPES = {**VALUES, "ModelConfig": ModelConfig}
@@ -129,7 +131,8 @@ class Model:
 
     @property
     def reader(self) -> Reader:
-        """The text encoder with its weights, opened when it is first needed.
+        """The text encoder with its weights, opened when it is first needed. One that does not fill up pads prompts to
+        the longest of those read together.
 
         Raises:
             UserError: this model reads no text, or the encoder is not the one trained with.
@@ -138,7 +141,7 @@ class Model:
         if config.text is None:
             raise UserError("text: this model reads no text; leave it out")
         if self._reader is None:
-            reader = config.text.filled().open(self.device)  # an image must not depend on the prompts beside it
+            reader = config.text.open(self.device)
             check_widths(reader, config.backbone)
             if config.text_identity and reader.identity != config.text_identity:
                 raise UserError(
@@ -154,8 +157,8 @@ class Model:
     def _complete(self, cond: Cond, n: int) -> Cond:
         """With nothing in place of what is missing."""
         unlabelled = torch.full((n,), -1, device=self.device)
-        height, width = self.config.size
-        return {**asked(unlabelled, (height, width), {}, self._nothing())[1], **cond}
+        words = {} if "text" in cond else self._nothing()  # an encoder need not be at hand where it has read already
+        return {**asked(unlabelled, self.config.size, {}, words)[1], **cond}
 
     def _forward(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -255,11 +258,25 @@ class Model:
             plan = replace(plan, guidance=float(guidance))
         return plan
 
-    def _meanings(self, prompts: list[str] | None, rows: range) -> Cond:
+    def _meanings(self, prompts: list[str] | None, rows: Sequence[int]) -> Cond:
         """What the prompts of images `rows` mean, (n, ...); without prompts, what "" does, (1, ...)."""
         if prompts is None:
             return self._nothing()
         return self.reader([prompts[i % len(prompts)] for i in rows]).cond()
+
+    def _batches(self, prompts: Sequence[list[str]], n: int, batch: int) -> list[list[int]]:
+        """Which of n images are drawn together: where an encoder does not fill up, those whose longest prompts have as
+        many tokens, for an image must not depend on what is padded beside it, which some networks attend to."""
+        lengths, encoder = dict[str, int](), self.config.text
+        if prompts and encoder and not encoder.fill:
+            each = list({prompt for some in prompts for prompt in some})
+            lengths = {
+                one: min(length, encoder.length) for one, length in zip(each, self.reader.lengths(each), strict=True)
+            }
+        groups = defaultdict[int, list[int]](list)
+        for i in range(n):
+            groups[max((lengths.get(some[i % len(some)], 0) for some in prompts), default=0)].append(i)
+        return [some[at : at + batch] for some in groups.values() for at in range(0, len(some), batch)]
 
     @torch.no_grad()
     def sample(
@@ -322,7 +339,7 @@ class Model:
         against = None if negative is None else self._prompts("negative", negative, n)
         if against is not None and plan.guidance == 1:
             raise UserError("negative: without guidance nothing is guided away from; set guidance to more than 1")
-        batches, drawn = [range(at, min(at + batch, n)) for at in range(0, n, batch)], []
+        batches, drawn = self._batches([prompts for prompts in (words, against) if prompts], n, batch), []
         with tqdm(
             total=len(batches) * plan.steps, desc="sampling", unit="step", disable=not progress, leave=False
         ) as bar:
@@ -332,12 +349,12 @@ class Model:
 
             for rows in batches:
                 some, none = (self._meanings(prompts, rows) for prompts in (words, against))
-                cond, null = asked(labels[rows.start : rows.stop], (height, width), some, none)
+                cond, null = asked(labels[rows], (height, width), some, none)
                 (x0,) = generate(
                     self._forward,
                     config.process,
                     plan,
-                    images=numbers[rows.start : rows.stop],
+                    images=numbers[rows],
                     shape=shape,
                     cond=cond,
                     null=null,
@@ -350,7 +367,8 @@ class Model:
                 )
                 levels = packing.unpack(x0) if packing else [x0]
                 drawn.append(pictures(config.codec, levels, config.backbone.tiles, truncate))
-        found = [torch.cat(level) for level in zip(*drawn, strict=True)]
+        in_order = torch.tensor([i for rows in batches for i in rows]).argsort()
+        found = [torch.cat(level)[in_order] for level in zip(*drawn, strict=True)]
         return found if every_level else found[0]
 
     def save(self, folder: Path | str) -> Path:
@@ -449,7 +467,7 @@ def _from_maskdit(source: Weights, config: Mapping[str, Any] | None, chosen: Cho
 def _from_ml_mdm(source: Weights, config: Mapping[str, Any] | None, chosen: Chosen, device: str) -> Model:
     weights, own = (source, None) if isinstance(source, Mapping) else ml_mdm.read_checkpoint(Path(source))
     read = ml_mdm.read_model(weights, config if config is not None else own)
-    described = ModelConfig(read.backbone, read.process, read.sampling, read.size, pyramid=read.pyramid)
+    described = ModelConfig(read.backbone, read.process, read.sampling, read.size, pyramid=read.pyramid, text=read.text)
     return Model(described, read.weights, device)
 
 

@@ -6,19 +6,25 @@ import pytest
 import torch
 
 from pixelspace.api import Model, ModelConfig
+from pixelspace.backbones.hdit import Global, HDiTConfig, Level
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.data.codec import to_uint8
+from pixelspace.data.emoji import Emoji
+from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
+from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.noise.tables import SquaredCosine
 from pixelspace.noise.weighting import SNR
+from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.nested import NestedDenoising
 from pixelspace.sampling.generate import Sampling, generate
 from pixelspace.sampling.pyramid import Packing
+from pixelspace.training.stage import Stage
 from pixelspace.types import Batch, Draw
 
 TABLE = SquaredCosine(100)
@@ -150,3 +156,13 @@ def test_what_the_parts_of_a_model_say_of_its_levels_must_agree(model):
         replace(model.config, pyramid=None)
     with pytest.raises(ValueError, match=r"the network has levels .* 2 x 2 frames"):
         replace(model.config, backbone=CLIPS, pyramid=Pyramid((1, 2, 4)))
+
+
+def test_a_threshold_of_latents_is_refused_of_models_and_of_stages(model):
+    backbone, clipped = HDiTConfig((Level(16, 1, Global(8)),), channels=4), model.config.sampling
+    refusal = r"threshold 'clip': thresholds are of pixels in \[-1, 1\], and KLVAE gives latents"
+    with pytest.raises(ValueError, match=refusal):
+        ModelConfig(backbone, PROCESS, clipped, (64, 64), KLVAE("vae.pth"))
+    objective, given = Denoising(PROCESS, TABLE, SNR(), 0.0), {"size": (64, 64), "batch": 1, "images": 1}
+    with pytest.raises(ValueError, match=refusal):
+        Stage("latents", backbone, objective, Data(Emoji()), **given, sampling=clipped, codec=KLVAE("vae.pth"))

@@ -24,6 +24,7 @@ from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.noise.tables import SquaredCosine
 from pixelspace.sampling.generate import Sampling
+from pixelspace.text.pretrained import Pretrained
 
 Network = UNetConfig | NestedUNetConfig
 
@@ -34,6 +35,9 @@ _TABLE = SquaredCosine(1000)
 _PROCESS = Process(VPV(), clock=TableIndex(_TABLE))
 _SAMPLING = Sampling("euler_ancestral", steps=250, levels=_TABLE, threshold="clip")
 _POWERS = {1: 1.0, 2: 1.0, 3: 2.0}
+# What the released networks read: they attend to padding, and there is as much of it as makes a prompt and its negative
+# prompt equally long.
+_TEXT = Pretrained("google/flan-t5-xl", length=128, fill=False, precision="fp32", spaces="mdm")
 
 # Every key with its default, as upstream's. What is in _IGNORED says how to train, or what follows from the rest.
 _LEVEL: dict[str, Any] = {
@@ -75,7 +79,8 @@ _ENDS = {0: [256, 256], 1: [64, 256], 2: [32, 256]}  # first widths outside and 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a checkpoint holds, as our values, and its tensors by our names."""
+    """What a checkpoint holds, as our values, and its tensors by our names. `text` is what read for the released
+    networks (None: this one reads no text)."""
 
     backbone: Network
     process: Process
@@ -83,6 +88,7 @@ class Described:
     pyramid: Pyramid
     size: tuple[int, int]
     weights: dict[str, Tensor]
+    text: Pretrained | None = None
 
 
 def _text64() -> UNetConfig:
@@ -306,4 +312,5 @@ def read_model(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None =
         pyramid=Pyramid(backbone.pyramid, power=_POWERS.get(len(backbone.pyramid), 2.0), tiles=backbone.tiles),
         size=_size(backbone),
         weights={name: tensor for name, tensor in weights.items() if not _UNUSED.fullmatch(name)},
+        text=_TEXT if backbone.text_widths else None,
     )

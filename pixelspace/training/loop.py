@@ -316,7 +316,7 @@ class StageRun:
                 read=reader(self.train_ids) if self.dataset.holds_images else None,
                 trained_on=known_as(self.train_ids),
                 count=len(self.train_ids),
-                shape=(3, *(stage.backbone.tiles * side for side in stage.size)),
+                shape=(3, *stage.size),
                 classes=stage.backbone.num_classes,
                 folder=shown / f"{self.images:010d}",
                 shared=shown / "reference",

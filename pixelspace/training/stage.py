@@ -16,6 +16,15 @@ from pixelspace.training.optim import AdamW, Constant, Schedule
 from pixelspace.types import BackboneConfig, Evaluator
 
 
+def check_threshold(sampling: Sampling, codec: Codec) -> None:
+    """Raises UserError for a threshold of what is no image."""
+    if sampling.threshold != "none" and codec.factor > 1:
+        raise UserError(
+            f"sampling.threshold {sampling.threshold!r}: thresholds are of pixels in [-1, 1], and "
+            f"{type(codec).__name__} gives latents; set it to 'none'"
+        )
+
+
 @value
 class Inherit:
     """What a stage takes from an earlier one: its averaged or raw weights by `rules`, which account for every name, and
@@ -123,6 +132,7 @@ class Stage:
             raise UserError(
                 f"stage {self.name!r}: evaluators judge images, and this network draws clips; leave them out"
             )
+        check_threshold(self.sampling, self.codec)
         self.objective.check(self.backbone)
 
     @property

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+import pixelspace as ps
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
@@ -16,6 +18,8 @@ from pixelspace.data.dataset import Source
 from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data, read, to_model_space
 from pixelspace.errors import UserError
+from pixelspace.evaluation.monitor import Monitor
+from pixelspace.evaluation.protocols import PROTOCOLS
 from pixelspace.growth.transfer import Rule
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.frames import as_clip
@@ -27,10 +31,9 @@ from pixelspace.noise.tables import SquaredCosine
 from pixelspace.noise.weighting import SNR
 from pixelspace.objectives.nested import NestedDenoising
 from pixelspace.random import Rng
-from pixelspace.sampling.generate import Sampling, generate
+from pixelspace.sampling.generate import Sampling
 from pixelspace.training import checkpoint
 from pixelspace.training.describe import describe
-from pixelspace.training.preview import evaluating
 from pixelspace.training.stage import Inherit, Recipe, Stage
 from pixelspace.types import BackboneConfig
 from tests.data.moving_pictures import animation, motion
@@ -97,16 +100,15 @@ def test_frames_then_clips_then_larger_ones_train_and_are_drawn(recipe, train, t
     frames, moving = parts_of(tmp_path / "00-frames")["ema"], parts_of(tmp_path / "01-clips")["model"]
     kept = {name.removeprefix("inner_unet."): moving[name] for name in moving if name.startswith("inner_unet.")}
     assert digest(kept) == digest(frames)
-    last, weights = recipe["larger"], parts_of(tmp_path / "02-larger")["ema"]
-    assert last.shape == (3, 32, 32) and last.size == (16, 16)
-    with evaluating(last.backbone.build(), weights, last) as backbone:
-        given = {"label": torch.full((2,), -1)}
-        numbers = {"images": torch.arange(2), "shape": last.shape, "seed": 0, "batch": 2}
-        process, pyramid = last.objective.process, last.objective.layout
-        (drawn,) = generate(backbone, process, last.sampling, **numbers, cond=given, null=given, pyramid=pyramid)
-    assert as_clip(drawn, 2).shape == (2, 3, 4, 16, 16)
-    for name in ("00-frames", "01-clips", "02-larger"):
-        assert (tmp_path / name / "samples" / "0000000004.png").is_file()
+    assert recipe["larger"].shape == (3, 32, 32) and recipe["larger"].size == (16, 16)
+    levels = ps.load(tmp_path / "02-larger", device="cpu").sample(2, every_level=True, progress=False)
+    assert [tuple(level.shape[1:-1]) for level in levels] == [(4, 16, 16), (4, 8, 8), (1, 8, 8)]
+    sheets = {"00-frames": [""], "01-clips": ["", "_1x8x8"], "02-larger": ["", "_1x8x8", "_4x8x8"]}
+    for name, sizes in sheets.items():
+        found = sorted((tmp_path / name / "samples").iterdir())
+        assert [path.name for path in found] == [f"0000000004{size}.png" for size in sizes]
+    with Image.open(found[0]) as rows:  # one a clip, of its frames
+        assert rows.size == (4 * 18 + 2, 2 * 18 + 2)
 
 
 def test_clips_of_16_frames_in_batches_of_their_own_shape_go_on_to_the_same_bits(folder, train, tmp_path):
@@ -158,3 +160,8 @@ def test_a_frame_of_a_size_that_the_levels_cannot_hold_is_refused(folder):
 def test_a_network_for_clips_takes_pixels_alone(folder):
     with pytest.raises(ValueError, match=r"the network is for clips, and KLVAE is for images; set codec to Pix"):
         stage("latents", TIME, clips(folder, 4), 64, codec=KLVAE("vae.pth"))
+
+
+def test_a_network_for_clips_is_judged_by_no_evaluator_of_images(folder):
+    with pytest.raises(ValueError, match=r"'judged': evaluators judge images, and this network draws clips"):
+        stage("judged", TIME, clips(folder, 4), 8, evaluators=(Monitor(PROTOCOLS["quick"]()),))
