@@ -57,9 +57,9 @@ class ByCaptions(Evaluator):
 
 def test_a_stage_that_reads_captions_shows_those_it_holds_out(train, tmp_path):
     (stage,) = text_debug().stages
-    lively = replace(stage.optimizer, lr=0.05)
-    stage = replace(stage, images=12 * stage.batch, optimizer=lively, ema=EMA(max_decay=0.5), evaluators=(ByCaptions(),))
-    recipe = Recipe("captions", (stage,))
+    stage = replace(stage, images=12 * stage.batch, evaluators=(ByCaptions(),))
+    lively = replace(stage, optimizer=replace(stage.optimizer, lr=0.05), ema=EMA(max_decay=0.5))
+    recipe = Recipe("captions", (lively,))
     train(recipe, tmp_path)
     (path,) = tmp_path.glob("*/evaluation/captions/*/seen.pt")
     captions, images, straight, turned = torch.load(path)
