@@ -69,7 +69,7 @@ class ClipDataset(Dataset):
     root: Path
     classes: tuple[str, ...]
     fingerprint: str
-    frames: int = field()  # without a default, unlike the base's
+    frames: int
     stride: int
     clips: _Files = field(repr=False, compare=False)
     holds_images: ClassVar[bool] = False

@@ -48,11 +48,10 @@ def _as_cut(sample: Sample, height: int, width: int, cut: Cut) -> Sample:
 
 class Dataset(ABC):
     """Samples by number. `fingerprint` changes when any of them does; `holds_images` is false where a sample's `image`
-    is a clip, or something computed of an image. Each has so many `frames`."""
+    is a clip, or something computed of an image."""
 
     classes: tuple[str, ...]
     fingerprint: str
-    frames: int = 1
     holds_images: ClassVar[bool] = True
 
     @abstractmethod
@@ -140,9 +139,10 @@ class Pictures(Dataset):
 
 
 class Source(ABC):
-    """A data set as a value; `kind` says in a few words what it is of."""
+    """A data set as a value; `kind` says in a few words what it is of. A sample has so many `frames`."""
 
     kind: ClassVar[str] = "such data"
+    frames: int = 1
 
     @abstractmethod
     def open(self, cache: Path | None = None) -> Dataset:

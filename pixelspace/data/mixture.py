@@ -42,7 +42,6 @@ class MixtureDataset(Dataset):
     classes: tuple[str, ...]
     fingerprint: str
     holds_images: bool  # pyright: ignore[reportIncompatibleVariableOverride]
-    frames: int
 
     def __len__(self) -> int:
         return self.shares[-1].start + len(self.shares[-1].dataset)
@@ -124,6 +123,16 @@ class Mixture(Source):
     def __post_init__(self) -> None:
         if not self.parts:
             raise ValueError("Mixture: give at least one part")
+        for number, part in enumerate(self.parts):
+            if part.source.frames != self.frames:
+                raise UserError(
+                    f"part {number} of the mixture has samples of {part.source.frames} frames, part 0 of "
+                    f"{self.frames}; give all as many by source.frames"
+                )
+
+    @property
+    def frames(self) -> int:  # type: ignore[override]
+        return self.parts[0].source.frames
 
     def open(self, cache: Path | None = None) -> MixtureDataset:
         opened = {source: source.open(cache) for source in dict.fromkeys(part.source for part in self.parts)}
@@ -135,11 +144,6 @@ class Mixture(Source):
                 raise UserError(
                     "a mixture has parts with images and parts with latents or clips; give all as one of them"
                 )
-            if dataset.frames != sets[0].frames:
-                raise UserError(
-                    f"part {number} of the mixture has samples of {dataset.frames} frames, part 0 of {sets[0].frames}; "
-                    f"give all as many by source.frames"
-                )
         starts = accumulate(map(len, sets[:-1]), initial=0)
         described = zip(sets, starts, self.parts, strict=True)
         shares = tuple(Share(dataset, start, Fraction(part.weight), part.keep) for dataset, start, part in described)
@@ -149,7 +153,6 @@ class Mixture(Source):
             sets[0].classes if same else (),
             hashlib.sha256("\n".join(dataset.fingerprint for dataset in sets).encode()).hexdigest(),
             sets[0].holds_images,
-            sets[0].frames,
         )
         if block_of([share.weight for share in mixed.parts()]) > MAX_BLOCK:
             raise UserError(f"a part of the mixture has less than one of {MAX_BLOCK:,} samples; give it more weight")

@@ -97,16 +97,6 @@ def _check_labels(stage: Stage, dataset: Dataset) -> None:
         raise UserError(f"stage {stage.name!r}: the data has {found} classes, the network room for {room}")
 
 
-def _check_frames(stage: Stage, dataset: Dataset) -> None:
-    side = stage.backbone.tiles
-    if dataset.frames != side**2:
-        room = f"a grid of {side} x {side} frames" if side > 1 else "single images"
-        raise UserError(
-            f"stage {stage.name!r}: the network is for {room}, and a sample of the data has {dataset.frames}; set "
-            f"data.source.frames to {side**2}"
-        )
-
-
 def _check_buckets(stage: Stage, dataset: Dataset) -> None:
     for height, width in stage.data.bucket_sizes(stage.size):
         try:
@@ -146,7 +136,6 @@ class StageRun:
         stage.codec.identity()  # reads a VAE now, not after the images
         self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
-        _check_frames(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
         _check_buckets(stage, self.dataset)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, say)

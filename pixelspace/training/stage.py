@@ -113,6 +113,12 @@ class Stage:
                 f"stage {self.name!r}: the network is for clips, and {type(self.codec).__name__} is for images; set "
                 f"codec to Pixels"
             )
+        if self.data.source.frames != (side := self.backbone.tiles) ** 2:
+            room = f"a grid of {side} x {side} frames" if side > 1 else "single images"
+            raise UserError(
+                f"stage {self.name!r}: the network is for {room}, and a sample of the data has "
+                f"{self.data.source.frames}; set data.source.frames to {side**2}"
+            )
         self.backbone.check_size(*self.shape[1:])
         if self.backbone.channels != self.codec.channels:
             raise UserError(

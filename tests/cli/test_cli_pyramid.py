@@ -87,3 +87,8 @@ def test_a_configuration_of_another_number_of_levels_than_the_weights_is_refused
     result = cli("import", "two.safetensors", "out", "--system", "ml-mdm", "--config", "one.json")
     refused(result, 2, "config: describes 1 levels, and the weights are of 2")
     assert not (tmp_path / "out").exists()
+
+
+def test_frames_that_do_not_fill_the_grid_are_refused(cli):
+    result = cli("show", "mdm-clips", *settings("stages.1.data.source.frames=15"))
+    refused(result, 2, "stage 'clips-16'", "a grid of 4 x 4 frames", "has 15; set data.source.frames to 16")

@@ -14,10 +14,9 @@ from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.data.buckets import Buckets
 from pixelspace.data.clips import Clips
+from pixelspace.data.codec import Pixels
 from pixelspace.data.dataset import Source
-from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data, read, to_model_space
-from pixelspace.errors import UserError
 from pixelspace.evaluation.monitor import Monitor
 from pixelspace.evaluation.protocols import PROTOCOLS
 from pixelspace.growth.transfer import Rule
@@ -130,26 +129,22 @@ def test_a_mirrored_clip_has_its_frames_mirrored_in_their_places(folder):
     dataset = clips(folder, 4).open()
     raw = read(dataset, [0, 3], (8, 8))
     mirrored = replace(raw, images=raw.images.flip(-1))
-    plain, turned = (
-        to_model_space(one, Data(Emoji()), stage("c", TIME, Emoji(), 8).codec, Rng(0), CPU).x for one in (raw, mirrored)
-    )
+    plain, turned = (to_model_space(one, Data(clips(folder, 4)), Pixels(), Rng(0), CPU).x for one in (raw, mirrored))
     assert torch.equal(as_clip(turned, 2), as_clip(plain, 2).flip(-1)) and not torch.equal(turned, plain.flip(-1))
 
 
 def test_a_still_clip_is_its_frame_at_every_level():
     frame = torch.randn(2, 3, 16, 16)
-    whole, small, first = stage("s", SPACE, Emoji(), 16).objective.pyramid.pool(frame.repeat(1, 1, 2, 2))
+    whole, small, first = Pyramid(SPACE.pyramid, tiles=SPACE.tiles).pool(frame.repeat(1, 1, 2, 2))
     assert torch.equal(whole, frame.repeat(1, 1, 2, 2)) and torch.equal(first, F.avg_pool2d(frame, 2))
     assert torch.equal(small, first.repeat(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize(("network", "frames"), [(TIME, 1), (TIME, 9), (FRAME, 4)])
-def test_frames_that_do_not_fill_the_grid_are_refused(network, frames, folder, train, tmp_path):
-    wanted = network.tiles**2
-    with pytest.raises(
-        UserError, match=rf"'odd'.* sample of the data has {frames}; set data.source.frames to {wanted}"
-    ):
-        train(Recipe("odd", (stage("odd", network, Clips(str(folder), frames), 8),)), tmp_path / "run")
+def test_frames_that_do_not_fill_the_grid_are_refused(network, frames, folder):
+    wanted = rf"'odd'.* sample of the data has {frames}; set data.source.frames to {network.tiles**2}"
+    with pytest.raises(ValueError, match=wanted):
+        stage("odd", network, Clips(str(folder), frames), 8)
 
 
 def test_a_frame_of_a_size_that_the_levels_cannot_hold_is_refused(folder):
