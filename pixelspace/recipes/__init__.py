@@ -94,6 +94,10 @@ RECIPES = {
     ),
     "mdm-flickr": ("pixelspace.recipes.matryoshka:flickr", "the values of the released configurations, 64 to 1024 px"),
     "mdm-imagenet256": ("pixelspace.recipes.matryoshka:imagenet256", "ImageNet by class: 64 px, then 256 px round it"),
+    "mdm-webvid": (
+        "pixelspace.recipes.matryoshka:webvid",
+        "WebVid by its captions: frames at 64 px, 16 of them, 16 at 256 px",
+    ),
     "mdm-256": ("pixelspace.recipes.matryoshka:own256", "your own captioned images: 64 px, then 256 px round it"),
     "mdm-emoji": ("pixelspace.recipes.matryoshka:emoji", "285 emoji by their names at 16, 32 and 64 px"),
     "hdit-imagenet128-debug": ("pixelspace.recipes.hdit:imagenet128_debug", "hdit-imagenet128 at toy size: seconds"),
@@ -158,5 +162,6 @@ RECIPES = {
         "pixelspace.recipes.matryoshka:imagenet256_debug",
         "mdm-imagenet256 at toy size: seconds",
     ),
+    "mdm-webvid-debug": ("pixelspace.recipes.matryoshka:webvid_debug", "mdm-webvid at toy size: seconds"),
     "mdm-256-debug": ("pixelspace.recipes.matryoshka:own256_debug", "mdm-256 at toy size: seconds"),
 }

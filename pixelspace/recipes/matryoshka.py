@@ -12,7 +12,9 @@ from dataclasses import replace
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig, UNetText
 from pixelspace.backbones.unet_body import Micro, UNetBody, UNetLevel
+from pixelspace.data.clips import Clips
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.emoji.moving import MovingEmoji
 from pixelspace.data.folder import Folder
 from pixelspace.data.keep import Keep
 from pixelspace.data.loader import Data
@@ -45,11 +47,13 @@ ROUND = (Rule("inner_unet.*", prefix=("inner_unet.", "")), Rule("*", fresh=True)
 
 def objective_of(backbone: BackboneConfig) -> Denoising | NestedDenoising:
     """v-prediction, the noise's squared error, at every level; noise is shifted by the square of sizes where there are
-    three levels, by sizes where there are two."""
+    three of them, by sizes where there are two."""
     process = Process(VPV(), clock=TableIndex(TABLE))
     if backbone.pyramid == (1,):
         return Denoising(process, TABLE, SNR(), drop_rate=0.1)
-    pyramid = Pyramid(backbone.pyramid, power=2.0 if len(backbone.pyramid) > 2 else 1.0)
+    pyramid = Pyramid(backbone.pyramid, tiles=backbone.tiles)
+    if len(set(pyramid.means)) > 2:
+        pyramid = replace(pyramid, power=2.0)
     return NestedDenoising(process, TABLE, SNR(), pyramid, drop_rate=0.1)
 
 
@@ -179,6 +183,24 @@ def imagenet256() -> Recipe:
     return Recipe("mdm-imagenet256", (low, replace(high, micro=32)))
 
 
+def webvid() -> Recipe:
+    """Clips of 16 frames by the paper's batches and steps (32 A100): frames at 64 px, 16 of them, 16 at 256 px; to be
+    judged by the protocol webvid-fvd. No network for clips was published. Ours puts a level over time, and one for 256
+    px, round the released network: 461,359,107, 529,109,750 and 544,364,601 parameters. That every fourth frame is
+    taken is ours, too."""
+    frame = cc12m().stages[0]
+    source = Clips("webvid", frames=1)
+    frame = replace(frame, name="frames-64", data=replace(frame.data, source=source))
+    # 16, 8, 4, 2 and 1 frames
+    body = UNetBody((UNetLevel(256, 1, temporal=1),) * 5, time_width=1024, micro=(Micro("scale", 64.0),))
+    time = NestedUNetConfig(body, frame.backbone, normalise=False, frames="time", rotary=True)
+    moving = replace(frame, data=replace(frame.data, source=replace(source, frames=16, stride=4)), checkpointing=True)
+    clips = replace(next_stage(moving, "clips-64", time, 64, batch=1024, steps=500_000), micro=16)
+    space = replace(round_it(256, frame.backbone), inner=time, frames="space")
+    larger = replace(next_stage(clips, "clips-256", space, 256, batch=512, steps=500_000), micro=8)
+    return Recipe("mdm-webvid", (frame, clips, larger))
+
+
 OWN64 = UNetConfig(
     UNetBody(
         (UNetLevel(128, 2), UNetLevel(256, 2, attention=1), UNetLevel(384, 2, attention=3)),
@@ -267,6 +289,8 @@ def _toy(network: BackboneConfig) -> UNetConfig | NestedUNetConfig:
     shape = {"time_width": 32, "groups": 8, "heads": 2, "attention_groups": 8}
     if isinstance(network, NestedUNetConfig):
         levels = (UNetLevel(8, 1), UNetLevel(8, 1))
+        if network.frames == "time":
+            levels = (UNetLevel(32, 1, temporal=1), *[UNetLevel(8, 1)] * (len(network.body.levels) - 1))
         return replace(network, body=replace(network.body, levels=levels, **shape), inner=_toy(network.inner))
     text = network.text and replace(network.text, width=256, proj=network.text.proj and 32, heads=2)
     levels = (UNetLevel(32, 1), UNetLevel(32, 1, attention=1))
@@ -276,18 +300,22 @@ def _toy(network: BackboneConfig) -> UNetConfig | NestedUNetConfig:
 
 def _debug(recipe: Recipe) -> Recipe:
     """The recipe's stages as they follow each other, on emoji of 8 px and more, with their names as bytes."""
-    batch, sides, few, stages = 4, {64: 8, 256: 16, 1024: 32}, Emoji(groups=("food",)), []
+    batch, sides, stages = 4, {64: 8, 256: 16, 1024: 32}, []
     for stage in recipe.stages:
         toy = _toy(stage.backbone)
+        groups = () if toy.num_classes else ("food",)
+        moving = isinstance(stage.data.source, Clips)
+        source = MovingEmoji(groups, toy.tiles**2) if moving else Emoji(groups)
         small = shrunk(
             stage,
             backbone=toy,
             objective=objective_of(toy),
-            data=replace(stage.data, source=Emoji() if toy.num_classes else few, keep=()),
+            data=replace(stage.data, source=source, keep=()),
             side=sides[stage.size[0]],
             batch=batch,
         )
-        stages.append(replace(small, text=stage.text and Bytes(24), schedule=Constant(warmup_images=2 * batch)))
+        text, schedule = stage.text and Bytes(24), Constant(warmup_images=2 * batch)
+        stages.append(replace(small, text=text, schedule=schedule, checkpointing=False))
     return Recipe(f"{recipe.name}-debug", tuple(stages))
 
 
@@ -314,6 +342,11 @@ def flickr_debug() -> Recipe:
 def imagenet256_debug() -> Recipe:
     """mdm-imagenet256 at toy size, by the emoji's groups."""
     return _debug(imagenet256())
+
+
+def webvid_debug() -> Recipe:
+    """mdm-webvid at toy size, on emoji that drift: frames at 8 px, 16 of them, 16 at 16 px."""
+    return _debug(webvid())
 
 
 def own256_debug() -> Recipe:

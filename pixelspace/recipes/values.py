@@ -11,6 +11,7 @@ from pixelspace.data.clips import Clips
 from pixelspace.data.coco import Coco
 from pixelspace.data.codec import Pixels
 from pixelspace.data.emoji import Emoji
+from pixelspace.data.emoji.moving import MovingEmoji
 from pixelspace.data.folder import Folder
 from pixelspace.data.huggingface import HuggingFace
 from pixelspace.data.keep import Keep
@@ -80,7 +81,8 @@ VALUES: dict[str, type] = {
         *(Unit, EDMWeight, SNR, MinSNR, SoftMinSNR, VDM),
         *(Karras, LogUniform, VP, IDDPM, LogNormal, SplitLogNormal, LogLogistic, Cosine, CosineInterpolated),
         *(SquaredCosine, LinearBeta, LimitedCosine),
-        *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, Parquet, HuggingFace, Coco, Clips, Emoji, Latents),
+        *(Data, Keep, Buckets, Mixture, Part, Folder, Shards, Parquet, HuggingFace, Coco, Clips, Latents),
+        *(Emoji, MovingEmoji),
         *(Pixels, KLVAE, Sampling),
         *(Monitor, Protocol, Inception, DINOv2, CLIP, Lite0, I3D),
         *(Frechet, Kernel, CMMD, PrecisionRecall, DensityCoverage, InceptionScore, CLIPScore, Vendi),

@@ -15,7 +15,7 @@ from tests.recipes.test_recipes import made
 
 SMALL = [name for name in RECIPES if name.startswith("mdm-") and name.endswith(("-debug", "-emoji"))]
 
-COUNTED = [matryoshka.cc12m, matryoshka.cc12m_paper, matryoshka.imagenet256, matryoshka.own256]
+COUNTED = [matryoshka.cc12m, matryoshka.cc12m_paper, matryoshka.imagenet256, matryoshka.own256, matryoshka.webvid]
 
 
 def parameters(config):
@@ -89,3 +89,14 @@ def test_an_inherited_network_draws_as_it_did_alone():
     with torch.no_grad():
         found, expected = network(inputs, c_noise, batch.cond)[-1], inner(alone, asked, batch.cond)
     assert torch.equal(found, expected) and found.std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["mdm-webvid", "mdm-webvid-debug"])
+def test_each_stage_of_clips_reads_as_many_frames_as_its_network_holds(name):
+    frame, clips, larger = made(name).stages
+    ratio = larger.size[0] // clips.size[0]
+    assert [stage.backbone.pyramid for stage in (frame, clips, larger)] == [(1,), (1, 4), (1, ratio, 4 * ratio)]
+    assert [stage.data.source.frames for stage in (frame, clips, larger)] == [1, 16, 16]
+    assert larger.shape[1:] == (4 * larger.size[0], 4 * larger.size[1])
+    # A frame is as noisy at both of its levels of 64 px, and at the larger one by the ratio of their sizes.
+    assert clips.objective.pyramid.k == (1, 1) and larger.objective.pyramid.k == (ratio**0.5, 1, 1)
