@@ -11,21 +11,17 @@ from pixelspace.backbones.unet import UNetConfig, UNetText
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.data.clips import Clips
 from pixelspace.data.loader import Data
-from pixelspace.growth.transfer import Rule
 from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid
-from pixelspace.noise.tables import SquaredCosine
 from pixelspace.noise.weighting import Unit
 from pixelspace.objectives.nested import NestedDenoising
+from pixelspace.recipes.matryoshka import ROUND, TABLE
 from pixelspace.sampling.generate import Sampling
 from pixelspace.text.minilm import MiniLM
 from pixelspace.training.ema import EMA
 from pixelspace.training.optim import AdamW, Constant
 from pixelspace.training.stage import Inherit, Recipe, Stage
-
-TABLE = SquaredCosine(1000)
-ROUND = (Rule("inner_unet.*", prefix=("inner_unet.", "")), Rule("*", fresh=True))
 
 
 def _body(*levels: UNetLevel, ffn: bool = False) -> UNetBody:

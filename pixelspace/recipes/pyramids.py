@@ -14,20 +14,16 @@ from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig
 from pixelspace.data.keep import Keep
-from pixelspace.growth.transfer import Rule
 from pixelspace.nn.text import Text
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.objectives.denoising import Denoising
 from pixelspace.objectives.nested import NestedDenoising
 from pixelspace.recipes import greedy, hdit
 from pixelspace.recipes.grown import at_toy_size, greedy_256, hourglass_at
+from pixelspace.recipes.matryoshka import INNER, ROUND
 from pixelspace.training.optim import Constant, Group
 from pixelspace.training.stage import Inherit, Recipe, Stage
 from pixelspace.types import BackboneConfig
-
-# What is held still, and where it comes from: the whole network of the stage before.
-INNER = "inner_unet.*"
-ROUND = (Rule(INNER, prefix=("inner_unet.", "")), Rule("*", fresh=True))
 
 NOISE_UNIT = 256.0  # of ln(sigma) / 4, as UViT's
 
@@ -56,7 +52,7 @@ def _stages(base: Stage, backbone: NestedUNetConfig, size: int, steps: tuple[int
         size=(size, size),
         images=steps[0] * batch,
         init=Inherit(base.name, ROUND),
-        freeze=(INNER,),
+        freeze=INNER,
         **changes,
     )
     joint = replace(
@@ -66,7 +62,7 @@ def _stages(base: Stage, backbone: NestedUNetConfig, size: int, steps: tuple[int
         init=Inherit(grown.name, weights="raw", ema="carry", optimizer=True),
         freeze=(),
         optimizer=replace(
-            base.optimizer, lr=base.optimizer.lr / 10, groups=(Group(INNER, warmup_images=steps[1] // 50 * batch),)
+            base.optimizer, lr=base.optimizer.lr / 10, groups=(Group(*INNER, warmup_images=steps[1] // 50 * batch),)
         ),
         schedule=Constant(),
     )

@@ -8,7 +8,7 @@ import torch
 
 import pixelspace as ps
 from pixelspace.nn.weights import digest
-from pixelspace.recipes.pyramids import INNER
+from pixelspace.recipes.matryoshka import INNER
 from pixelspace.training.optim import state_by_name
 from tests.recipes.test_recipes import made
 from tests.training.growing import opened, parts_of, trained
@@ -108,5 +108,5 @@ def test_the_mapping_network_of_an_hourglass_learns_at_a_third_of_the_rate_insid
     factors = {name: group["lr_factor"] for group in groups for name in group["names"]}
     slow = {name for name in factors if name.startswith("inner_unet.mapping.") or ".norm.linear." in name}
     assert slow and factors == {name: 1 / 3 if name in slow else 1.0 for name in factors}
-    held = {name for group in groups if group["group"].names == INNER for name in group["names"]}
+    held = {name for group in groups if (group["group"].names,) == INNER for name in group["names"]}
     assert held == {name for name in factors if name.startswith("inner_unet.")}

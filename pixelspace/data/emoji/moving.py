@@ -1,6 +1,6 @@
 """Clips that need no download: each packaged emoji drifts one way and comes in again at the other side."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ class MovingEmojiDataset(Dataset):
     """Clips uint8 (3, frames, 64, 64); the captions say which way the emoji drifts."""
 
     still: EmojiDataset
-    frames: int = field()  # without a default, unlike the base's
+    frames: int
     holds_images: ClassVar[bool] = False
 
     @property
