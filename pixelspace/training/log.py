@@ -139,7 +139,8 @@ def plot_loss(folder: Path, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     train, held = read_metrics(folder, "train"), read_metrics(folder, "validation")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.12, top=0.92, wspace=0.14)  # to find these takes a second
     images = [row["images"] for row in train]
     left.plot(images, [row["loss"] for row in train], linewidth=0.8, label="training")
     left.plot(

@@ -268,7 +268,8 @@ class StageRun:
                 save_sheets(sample_images(self.stage, backbone, self.device, self.reader, texts), folder, self.images)
                 if texts:
                     (folder / "captions.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-        plot_loss(self.folder, self.folder / "loss.png")
+        if self.state.step:
+            plot_loss(self.folder, self.folder / "loss.png")
 
     def judge(self, evaluator: Evaluator, metrics: Metrics, progress: bool) -> None:
         """What an evaluator makes of the averaged weights; the checkpoint it has found best is kept."""
