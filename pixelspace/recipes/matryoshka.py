@@ -261,7 +261,7 @@ def emoji() -> Recipe:
         data=Data(Emoji(groups=("animals", "food")), holdout=0.05),
         size=(16, 16),
         batch=batch,
-        images=2000 * batch,
+        images=1200 * batch,
         sampling=replace(sampling(2.0), steps=50),
         text=MiniLM(length=32),
         optimizer=AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, clip=2.0),
@@ -269,13 +269,13 @@ def emoji() -> Recipe:
         ema=EMA(power=0.75, max_decay=0.995),
         precision="fp32",
         micro=0,
-        save_images=500 * batch,
-        sample_images=500 * batch,
+        save_images=200 * batch,
+        sample_images=200 * batch,
         sample_count=16,
-        validate_images=500 * batch,
+        validate_images=200 * batch,
     )
-    middle = next_stage(low, "mdm-32", EMOJI32, 32, batch=16, steps=1200)
-    high = next_stage(middle, "mdm-64", EMOJI64, 64, batch=16, steps=1000)
+    middle = next_stage(low, "mdm-32", EMOJI32, 32, batch=16, steps=600)
+    high = next_stage(middle, "mdm-64", EMOJI64, 64, batch=16, steps=500)
     warm = Constant(warmup_images=100 * 16, cooldown=0.5)
     stages = (low, middle, replace(high, schedule=warm))
     # The noise's error hardly asks where things are, which a short training must learn first: v's plain error does.
