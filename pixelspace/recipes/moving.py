@@ -51,17 +51,17 @@ def clips() -> Recipe:
         data=Data(frame, flip=False, holdout=0.05, split="key"),
         size=(16, 16),
         batch=batch,
-        images=900 * batch,
+        images=450 * batch,
         sampling=Sampling("euler_ancestral", steps=50, levels=TABLE, guidance=2.0, threshold="clip"),
         text=MiniLM(length=24),
         optimizer=AdamW(lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0, clip=2.0),
         schedule=Constant(warmup_images=50 * batch),
         ema=EMA(),
         precision="bf16",
-        save_images=300 * batch,
-        sample_images=300 * batch,
+        save_images=150 * batch,
+        sample_images=450 * batch,
         sample_count=16,
-        validate_images=300 * batch,
+        validate_images=150 * batch,
         validate_count=64,
     )
     moving = replace(frames.data, source=replace(frame, frames=16, stride=4))
@@ -86,6 +86,6 @@ def clips() -> Recipe:
             validate_count=24,
         )
 
-    clips = round_it(frames, "clips-16", TIME, 16, batch=8, steps=600)
+    clips = round_it(frames, "clips-16", TIME, 16, batch=8, steps=900)
     larger = round_it(clips, "clips-32", SPACE, 32, batch=6, steps=240)
     return Recipe("mdm-clips", (frames, clips, larger))
