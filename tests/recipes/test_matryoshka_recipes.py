@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_a_recipe_says_how_many_parameters_its_networks_have(function):
 @pytest.mark.parametrize("name", SMALL)
 def test_each_stage_holds_the_whole_network_before_it_and_adds_a_level(name):
     recipe, plans = made(name), planned(made(name))
-    for before, stage in zip(recipe.stages, recipe.stages[1:], strict=False):
+    for before, stage in pairwise(recipe.stages):
         assert (report := plans[stage.name].report) is not None
         inner = plans[before.name].network.state_dict()
         assert stage.backbone.pyramid[1:] == tuple(stage.backbone.ratio * factor for factor in before.backbone.pyramid)
