@@ -62,8 +62,11 @@ def sampling(guidance: float) -> Sampling:
     return Sampling("euler_ancestral", steps=250, levels=TABLE, guidance=guidance, threshold="clip")
 
 
-def next_stage(before: Stage, name: str, backbone: BackboneConfig, size: int, *, batch: int, steps: int) -> Stage:
-    """The stage after, with the averaged network of the one before inside a new level; everything learns."""
+def next_stage(
+    before: Stage, name: str, backbone: BackboneConfig, size: int, *, batch: int, steps: int, data: Data | None = None
+) -> Stage:
+    """The stage after, with the averaged network of the one before inside a new level; everything learns. `data` None
+    means the same."""
     assert isinstance(before.schedule, Constant)
     warmup = before.schedule.warmup_images // before.batch
     return replace(
@@ -71,6 +74,7 @@ def next_stage(before: Stage, name: str, backbone: BackboneConfig, size: int, *,
         name=name,
         backbone=backbone,
         objective=objective_of(backbone),
+        data=data or before.data,
         size=(size, size),
         batch=batch,
         images=steps * batch,
@@ -194,8 +198,9 @@ def webvid() -> Recipe:
     # 16, 8, 4, 2 and 1 frames
     body = UNetBody((UNetLevel(256, 1, temporal=1),) * 5, time_width=1024, micro=(Micro("scale", 64.0),))
     time = NestedUNetConfig(body, frame.backbone, normalise=False, frames="time", rotary=True)
-    moving = replace(frame, data=replace(frame.data, source=replace(source, frames=16, stride=4)), checkpointing=True)
-    clips = replace(next_stage(moving, "clips-64", time, 64, batch=1024, steps=500_000), micro=16)
+    moving = replace(frame.data, source=replace(source, frames=16, stride=4))
+    clips = next_stage(frame, "clips-64", time, 64, batch=1024, steps=500_000, data=moving)
+    clips = replace(clips, micro=16, checkpointing=True)
     space = replace(round_it(256, frame.backbone), inner=time, frames="space")
     larger = replace(next_stage(clips, "clips-256", space, 256, batch=512, steps=500_000), micro=8)
     return Recipe("mdm-webvid", (frame, clips, larger))
@@ -234,12 +239,9 @@ def own256() -> Recipe:
         sample_images=2000 * batch,
         validate_images=1000 * batch,
     )
-    high = replace(
-        next_stage(low, "mdm-256", OWN256, 256, batch=64, steps=100_000),
-        data=replace(low.data, keep=(Keep("side", low=256),)),
-        micro=16,
-    )
-    return Recipe("mdm-256", (low, high))
+    large = replace(low.data, keep=(Keep("side", low=256),))
+    high = next_stage(low, "mdm-256", OWN256, 256, batch=64, steps=100_000, data=large)
+    return Recipe("mdm-256", (low, replace(high, micro=16)))
 
 
 EMOJI16 = UNetConfig(
