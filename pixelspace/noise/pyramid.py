@@ -8,7 +8,7 @@ All levels share one c_noise.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,17 @@ class Pyramid:
 
     The frames of a clip are `tiles` x `tiles` tiles of its image, row by row. Its coarsest level is the first of them,
     as large as each is at the level before, and as noisy.
+
+    Every level has its own `noise`, as in the original; `pooled` noise is that of the image, averaged and brought back
+    to variance 1. With a power other than 2 two levels then tell by their difference what the noise is, and a network
+    learns that instead.
     """
 
     factors: tuple[int, ...] = (1, 4)
     power: float = 1.0
     divided: bool = False
     tiles: int = 1
+    noise: Literal["independent", "pooled"] = "independent"
 
     def __post_init__(self) -> None:
         steps = list(pairwise(self.factors))
@@ -100,6 +105,16 @@ class Pyramid:
         for fine, coarse in pairwise(self.means):
             levels.append(levels[-1] if coarse == fine else F.avg_pool2d(levels[-1], coarse // fine))
         return [*levels[:-1], levels[-1][..., :height, :width]]
+
+    def drawn(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the numbers that an image of `shape` draws its noise by."""
+        return tuple(shape) if self.noise == "pooled" else (self.length(shape),)
+
+    def spread(self, noise: Tensor) -> Tensor:
+        """(B, N): noise of all levels, in one row, from numbers (B, ...) as `drawn` has them."""
+        if self.noise == "independent":
+            return noise
+        return join([level * mean for level, mean in zip(self.pool(noise), self.means, strict=True)])
 
     def split(self, row: Tensor, shape: Sequence[int]) -> list[Tensor]:
         """The levels (B, ...) of an image of `shape` from one row (B, N)."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.noise.levels import Levels
 from pixelspace.noise.process import Process, expand
-from pixelspace.noise.pyramid import Pyramid, ask, join
+from pixelspace.noise.pyramid import Pyramid, ask
 from pixelspace.noise.weighting import Unit, Weighting
 from pixelspace.objectives.denoising import Backbone, Objective, check_drop_rate, draw_dice, dropped
 from pixelspace.random import Rng
@@ -25,8 +24,7 @@ class NestedDenoising(Objective):
     """The sum over the levels of a pyramid of their weighted squared errors, each a mean over the level's values.
 
     `levels` gives sigma of the coarsest level, `weighting` is asked with each level's own. A level counts `weights`
-    times, finest first (empty: all once), and a sample `importance` times, by its sigma. Every level draws its own
-    noise, as the original does; `pooled` noise is that of the image, averaged and brought back to variance 1.
+    times, finest first (empty: all once), and a sample `importance` times, by its sigma.
 
     `mixed` shares a batch out: a (2, 1) runs two thirds of the samples at both levels and one third at the coarsest
     alone, and what a level loses is divided by the share it runs on. Which samples these are goes by their place in
@@ -39,7 +37,6 @@ class NestedDenoising(Objective):
     pyramid: Pyramid = Pyramid()
     weights: tuple[float, ...] = ()
     importance: Weighting = Unit()
-    noise: Literal["independent", "pooled"] = "independent"
     mixed: tuple[int, ...] = ()
     drop_rate: float = 0.0
 
@@ -81,11 +78,8 @@ class NestedDenoising(Objective):
 
     def draw(self, batch: Batch, size: int, progress: float, rng: Rng) -> Draw:
         p, shape = self.pyramid, tuple(batch.x.shape[1:])
-        drawn = shape if self.noise == "pooled" else (p.length(shape),)
-        draw = draw_dice(batch, size, rng, self.levels, self.drop_rate, shape=drawn)
-        if self.noise == "pooled":
-            unit = [noise * mean for noise, mean in zip(p.pool(draw.noise), p.means, strict=True)]
-            draw = replace(draw, noise=join(unit))
+        draw = draw_dice(batch, size, rng, self.levels, self.drop_rate, shape=p.drawn(shape))
+        draw = replace(draw, noise=p.spread(draw.noise))
         if self.mixed:
             bounds = [max(size * part // whole, 1) for part, whole in self.shares]
             draw = replace(draw, rows=tuple(int((batch.pos % size < bound).sum()) for bound in bounds))

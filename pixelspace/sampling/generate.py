@@ -21,6 +21,7 @@ from pixelspace.sampling.denoiser import denoiser, guided_by
 from pixelspace.sampling.guidance import guidance_interval
 from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS, settings_of
+from pixelspace.sampling.step import Noise
 from pixelspace.sampling.threshold import THRESHOLDS, thresholded
 from pixelspace.types import Cond
 
@@ -52,6 +53,11 @@ class Sampling:
         if self.guidance < 0:
             raise UserError(f"guidance cannot be negative, found {self.guidance}")
         grid(self.levels, self.steps)
+
+
+def _spread(noise: Noise, pyramid: Pyramid) -> Noise:
+    """Noise of every level of a pyramid."""
+    return lambda sigma, sigma_next: pyramid.spread(noise(sigma, sigma_next))
 
 
 def generate(
@@ -86,7 +92,7 @@ def generate(
     solve = SOLVERS[sampling.solver].function
     rng = Rng(seed)
     packing = Packing(pyramid, shape) if pyramid else None
-    state = (packing.length,) if packing else shape
+    state = pyramid.drawn(shape) if pyramid else shape
     under = partial(packing.denoiser if packing else denoiser, backbone, process)
     threshold = THRESHOLDS[sampling.threshold]
     if packing:
@@ -106,11 +112,13 @@ def generate(
         if sampling.threshold != "none":
             denoise = thresholded(denoise, threshold)
         z = rng.noise("start", numbers, state, images.device)
-        x = packing.start(z, float(sigmas[0])) if packing else z * float(sigmas[0])
+        x = packing.start(packing.pyramid.spread(z), float(sigmas[0])) if packing else z * float(sigmas[0])
         if SOLVERS[sampling.solver].brownian:
             noise = brownian(rng, numbers, state, float(sigmas[-2]), float(sigmas[0]), images.device)
         else:
             noise = independent(rng, numbers, state, images.device)
+        if packing:
+            noise = _spread(noise, packing.pyramid)
 
         def step(info, start: int = start) -> None:
             if callback is not None:

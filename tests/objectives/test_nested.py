@@ -105,7 +105,7 @@ def test_a_divided_pyramid_learns_the_divided_images():
 def test_noises_are_independent_between_levels_or_pooled_and_always_of_variance_one():
     batch = Batch(torch.zeros(64, 3, 8, 8), {}, torch.arange(64))
     for kind in ("independent", "pooled"):
-        draw = replace(OBJECTIVE, noise=kind).draw(batch, 64, 0.0, Rng(0))
+        draw = replace(OBJECTIVE, pyramid=replace(PYRAMID, noise=kind)).draw(batch, 64, 0.0, Rng(0))
         levels = PYRAMID.split(draw.noise, (3, 8, 8))
         for level, factor in zip(levels, (1, 2, 4), strict=True):
             assert float(level.var()) == pytest.approx(1, abs=0.1)
@@ -117,7 +117,7 @@ def test_noises_are_independent_between_levels_or_pooled_and_always_of_variance_
 @pytest.mark.parametrize("noise", ["independent", "pooled"])
 @pytest.mark.parametrize("mixed", [(), (2, 1, 1)])
 def test_draws_and_losses_do_not_depend_on_how_the_global_batch_is_split(mixed, noise):
-    objective = replace(OBJECTIVE, mixed=mixed, noise=noise, drop_rate=0.25)
+    objective = replace(OBJECTIVE, mixed=mixed, pyramid=replace(PYRAMID, noise=noise), drop_rate=0.25)
     whole = batch_of(12, 24)
     draw = objective.draw(whole, 12, 0.0, Rng(3))
     losses = objective.loss(network, whole, draw)

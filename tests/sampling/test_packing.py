@@ -144,3 +144,26 @@ def test_a_pyramid_of_one_level_is_drawn_by_a_plain_network():
     plan = Sampling("heun", steps=30, levels=levels)
     packed, plain = drawn(3, plan, pyramid, pyramid=pyramid), drawn(3, plan, pyramid)
     torch.testing.assert_close(packed, plain, rtol=0, atol=0.01)  # the start is larger by sqrt(1 + 1 / sigma^2)
+
+
+@pytest.mark.parametrize("solver", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_pooled_noise_keeps_coarse_levels_the_means_of_the_fine_one(solver):
+    """At power 2, where both have the same noise, under estimates that are the means of each other."""
+    ends = {}
+    for noise in ("pooled", "independent"):
+        pyramid = Pyramid((1, 2, 4), power=2.0, noise=noise)
+
+        def halved(xs, c_noise, cond, pyramid=pyramid):
+            sigma = (4 * c_noise).exp().reshape(-1, 1, 1, 1)
+            levels = [(x, sigma * k) for x, k in zip(xs, pyramid.k, strict=True)]
+            plain = [(x / PROCESS.precond(s).c_in, s) for x, s in levels]
+            return [PROCESS.target(x / (1 + sigma**2), x, s) for x, s in plain]
+
+        sampling = Sampling(solver, steps=6, levels=Karras(0.02, 5000.0))
+        given = {"images": torch.arange(2), "shape": SHAPE, "cond": {}, "null": {}, "seed": 1, "batch": 2}
+        (y,) = generate(halved, PROCESS, sampling, **given, pyramid=pyramid, every_level=True)
+        ends[noise] = Packing(pyramid, SHAPE).unpack(y)
+    fine, *coarse = ends["pooled"]
+    for level, means in zip(coarse, pyramid.pool(fine)[1:], strict=True):
+        torch.testing.assert_close(level, means, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(ends["independent"][2], pyramid.pool(ends["independent"][0])[2], rtol=0.1)
