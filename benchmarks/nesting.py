@@ -119,7 +119,7 @@ def paced(folder: Path, repeats: int = 9) -> dict[str, float]:
 
 def recipe_of(folder: Path, arm: str, seed: int) -> Any:
     """The stages of an arm, each as long as its share of the time."""
-    from pixelspace.growth.transfer import Rule
+    from pixelspace.recipes.matryoshka import ROUND
     from pixelspace.training.stage import Inherit, Recipe
 
     pace, stages = paced(folder), []
@@ -130,8 +130,7 @@ def recipe_of(folder: Path, arm: str, seed: int) -> Any:
         if arm == "pooled":
             stage = replace(stage, objective=replace(stage.objective, noise="pooled"))
         if stages:
-            inner = Rule("inner_unet.*", prefix=("inner_unet.", ""))
-            stage = replace(stage, init=Inherit(stages[-1].name, (inner, Rule("*", fresh=True))))
+            stage = replace(stage, init=Inherit(stages[-1].name, ROUND))
         stages.append(stage)
     return Recipe("nesting", tuple(stages), seed)
 
@@ -260,7 +259,7 @@ def picture(folder: Path, found: Runs, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(2.1 * len(found), 10.5), layout="constrained")
+    figure = plt.figure(figsize=(2.1 * len(found), 9), layout="constrained")
     grid = figure.add_gridspec(10, len(found))
     curves(figure.add_subplot(grid[:3, :]), found, NAMES, "seconds of training")
     for column, arm in enumerate(found):
@@ -268,7 +267,7 @@ def picture(folder: Path, found: Runs, path: Path) -> None:
         axes.imshow(plt.imread(folder / f"{arm}-0" / "grid.png"))
         axes.set_title(NAMES[arm], fontsize=8)
         axes.set_axis_off()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=72, pil_kwargs={"optimize": True})
 
 
 def rounds(folder: Path, seeds: int) -> list[list[tuple[str, int]]]:
