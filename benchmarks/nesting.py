@@ -128,7 +128,8 @@ def recipe_of(folder: Path, arm: str, seed: int) -> Any:
         steps = round(BUDGET / len(ARMS[arm]) / pace[stage.name])
         stage = stage_of(folder, sides, steps * BATCH)
         if arm == "pooled":
-            stage = replace(stage, objective=replace(stage.objective, noise="pooled"))
+            pooled = replace(stage.objective.pyramid, noise="pooled")
+            stage = replace(stage, objective=replace(stage.objective, pyramid=pooled))
         if stages:
             stage = replace(stage, init=Inherit(stages[-1].name, ROUND))
         stages.append(stage)
