@@ -78,7 +78,7 @@ RECIPES = {
     ),
     "pyramid-emoji": (
         "pixelspace.recipes.pyramids:emoji",
-        "167 emoji faces: HDiT at 32 px, then inside a pyramid for 64 px: 15 minutes of two cores",
+        "167 emoji faces: HDiT at 32 px, then inside a pyramid for 64 px, 3 stages",
     ),
     "mdm-cc12m": (
         "pixelspace.recipes.matryoshka:cc12m",

@@ -95,8 +95,7 @@ def uvit_256() -> Recipe:
 
 
 def emoji() -> Recipe:
-    """167 emoji faces: hdit-demo at 32 px, a level for 64 px round it, then all of it; a quarter of an hour on two CPU
-    cores."""
+    """167 emoji faces: hdit-demo at 32 px, a level for 64 px round it, then all of it."""
     base = replace(hdit.demo().stages[0], name="base-32")
     backbone = level_round(base.backbone, UNetLevel(32, 1), UNetLevel(64, 1))
     base, grown, joint = _stages(base, backbone, 64, (400, 200), schedule=Constant(warmup_images=20 * base.batch))
