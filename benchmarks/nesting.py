@@ -12,12 +12,13 @@ Captioned packaged emoji (MiniLM) at 64 px, drawn by
     progressive3    16, 32 + 16, 64 + 32 + 16 px, a third of the time each
     pooled          nested2 whose coarse noise is the fine one's, averaged; one seed
 
-Every arm is as noisy at 64 px as the others and has as many seconds. The machine being shared, these are of the
-process on its core: first the step of each network is timed, in turns (`pace.json`), which gives each stage its number
-of images. Each run is one process of one thread; a finished one is not repeated, one that was stopped begins anew, so
-that its time is counted whole. The report has the loss of the finest level on held-out images (for all arms the same,
-under the same eight noises), those of the coarser levels, the Frechet distance of Lite0's features between two images
-drawn by each training caption and the training images, and what each arm draws at every level.
+Every arm is as noisy at 64 px as the others and has as many seconds. The machine being shared, these are of the process
+on its core: first the step of each network is timed, in turns (`pace.json`), which gives each stage its number of
+images. Each run is one process of one thread; a finished one is not repeated, one that was stopped begins anew, so that
+its time is counted whole. The report has the loss of the finest level on held-out images (for all arms the same, under
+the same eight noises, at 64 px those of `pooled`, too), those of the coarser levels, the Frechet distance of Lite0's
+features between two images drawn by each training caption and the training images, and what each arm draws at every
+level.
 
 A nested network's task is easier: it also sees the coarser levels, whose noise is their own. Averaged to 32 px, 64 + 32
 px together have 1.5 times the signal-to-noise ratio of 64 px alone, and to 16 px, 64 + 32 + 16 px 1.75 times. So the
@@ -128,8 +129,8 @@ def recipe_of(folder: Path, arm: str, seed: int) -> Any:
         steps = round(BUDGET / len(ARMS[arm]) / pace[stage.name])
         stage = stage_of(folder, sides, steps * BATCH)
         if arm == "pooled":
-            pooled = replace(stage.objective.pyramid, noise="pooled")
-            stage = replace(stage, objective=replace(stage.objective, pyramid=pooled))
+            pyramid = replace(stage.objective.pyramid, noise="pooled")
+            stage = replace(stage, objective=replace(stage.objective, pyramid=pyramid))
         if stages:
             stage = replace(stage, init=Inherit(stages[-1].name, ROUND))
         stages.append(stage)
@@ -183,9 +184,8 @@ def train(folder: Path, arm: str, seed: int) -> None:
 
 
 def level_alone(objective: Any, level: int) -> Any:
-    """The objective with the loss of one level only, under noises that are each level's own."""
-    weights = tuple(float(i == level) for i in range(len(objective.pyramid.factors)))
-    return replace(objective, weights=weights, noise="independent")
+    """The objective with the loss of one level only."""
+    return replace(objective, weights=tuple(float(i == level) for i in range(len(objective.pyramid.factors))))
 
 
 def clearer(objective: Any, by: float) -> Any:
