@@ -30,8 +30,8 @@ def _body(*levels: UNetLevel, ffn: bool = False) -> UNetBody:
 
 FRAME = UNetConfig(_body(UNetLevel(64, 1), UNetLevel(128, 2, attention=1), ffn=True), text=UNetText(384))
 # 16, 8, 4, 2 and 1 frames
-TIME = NestedUNetConfig(_body(UNetLevel(32, 1, temporal=1), *[UNetLevel(64, 1)] * 4), FRAME, frames="time", rotary=True)
-SPACE = NestedUNetConfig(_body(UNetLevel(24, 1), UNetLevel(48, 1)), TIME, frames="space")
+TIME = NestedUNetConfig(_body(UNetLevel(32, 1, temporal=1), *[UNetLevel(64, 1)] * 4), FRAME, False, "time", rotary=True)
+SPACE = NestedUNetConfig(_body(UNetLevel(24, 1), UNetLevel(48, 1)), TIME, False, "space")
 
 
 def objective_of(backbone: UNetConfig | NestedUNetConfig) -> NestedDenoising:
