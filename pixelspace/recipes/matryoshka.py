@@ -253,8 +253,7 @@ EMOJI64 = NestedUNetConfig(UNetBody((UNetLevel(16, 1), UNetLevel(32, 1)), time_w
 
 
 def emoji() -> Recipe:
-    """285 emoji of animals, plants and food by what they are called: 16 px, then 32 px, then 64 px, in about a quarter
-    of an hour on two CPU cores."""
+    """285 emoji of animals, plants and food by what they are called: 16 px, then 32 px, then 64 px."""
     batch = 32
     low = replace(
         own256().stages[0],
