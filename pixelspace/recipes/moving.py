@@ -87,5 +87,5 @@ def clips() -> Recipe:
         )
 
     clips = round_it(frames, "clips-16", TIME, 16, batch=8, steps=900)
-    larger = round_it(clips, "clips-32", SPACE, 32, batch=6, steps=240)
+    larger = round_it(clips, "clips-32", SPACE, 32, batch=6, steps=900)
     return Recipe("mdm-clips", (frames, clips, larger))
