@@ -40,6 +40,7 @@ def activation_bytes(stage: Stage, batch: int = 1) -> int:
     alive: list[Tensor] = []
     real = _batch(stage, batch)
     drawn = stage.objective.draw(real, batch, 0.0, Rng(0))
+    stage.objective.process.c_noise(drawn.sigma)  # a clock's table that is first computed below would stay a fake
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         network = stage.backbone.build()
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]

@@ -7,6 +7,9 @@ from pixelspace.backbones.uvit import CoreConfig, UViTConfig
 from pixelspace.errors import UserError
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import Rule
+from pixelspace.noise.clock import TableIndex
+from pixelspace.noise.process import VPV, Process
+from pixelspace.noise.tables import LinearBeta
 from pixelspace.recipes.hdit import demo, ffhq1024
 from pixelspace.recipes.maskdit import imagenet256_debug
 from pixelspace.training.describe import describe
@@ -47,6 +50,13 @@ def test_predicted_activations_are_what_autograd_saves(tiny):
     for one in (stage, bf16, replace(bf16, precision="fp32")):
         measured = saved_bytes(one, 2)
         assert abs(activation_bytes(one, 2) - measured) <= 0.1 * measured
+
+
+def test_a_table_that_is_first_read_while_memory_is_predicted_is_a_real_one_after(tiny):
+    (stage,) = tiny.stages
+    process = Process(VPV(), clock=TableIndex(LinearBeta(37)))  # a table that nothing else has
+    activation_bytes(replace(stage, objective=replace(stage.objective, process=process)))
+    assert type(process.c_noise(torch.ones(1))) is torch.Tensor
 
 
 @pytest.fixture
