@@ -126,7 +126,9 @@ def test_checkpointing_changes_no_gradient(config, size):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW_TO_COMPILE))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_TO_COMPILE)) for name in CASES]
+)
 def test_it_compiles_into_one_graph(name):
     config, size = CASES[name]
     network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
