@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixelspace.api import Model
 from pixelspace.config import from_data, read_json, to_data
 from pixelspace.data.dataset import Dataset
 from pixelspace.data.grid import grid_image, save_image
@@ -18,6 +17,7 @@ from pixelspace.evaluation.images import Images
 from pixelspace.evaluation.protocols import Protocol
 from pixelspace.evaluation.views import Made, samples
 from pixelspace.files import publish
+from pixelspace.model import Model
 from pixelspace.random import Rng
 from pixelspace.recipes.values import VALUES
 from pixelspace.training.checkpoint import candidates

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixelspace.api import Model, open_model
+from pixelspace.api import open_model
 from pixelspace.config import to_data
 from pixelspace.drawing import draw_items, drawn, prompts_of, training_images
 from pixelspace.errors import DataError, UserError
@@ -24,6 +24,7 @@ from pixelspace.evaluation.report import Report
 from pixelspace.evaluation.sources import open_images
 from pixelspace.evaluation.sweep import Point, folder_of
 from pixelspace.evaluation.views import choice, chosen, resized
+from pixelspace.model import Model
 from pixelspace.store import MANIFEST
 
 _WEIGHTS = (".pth", ".pt", ".ckpt")

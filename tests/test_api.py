@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pixelspace as ps
-from pixelspace.api import Model, ModelConfig
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood
 from pixelspace.errors import CheckpointError, UserError
+from pixelspace.model import Model, ModelConfig
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, Process
 from pixelspace.sampling.generate import Sampling

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pixelspace.api import Model, ModelConfig
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
@@ -15,6 +14,7 @@ from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
 from pixelspace.interop.kl_vae import KLVAE
+from pixelspace.model import Model, ModelConfig
 from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import pixelspace as ps
-from pixelspace.api import Model, ModelConfig
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level
 from pixelspace.errors import UserError
+from pixelspace.model import Model, ModelConfig
 from pixelspace.nn.text import Text
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, Process

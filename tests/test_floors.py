@@ -13,7 +13,7 @@ FLOORS = (
     {"noise", "nn"},
     {"backbones", "objectives", "sampling", "growth", "data", "text"},
     {"training", "evaluation", "interop"},
-    {"recipes"},
+    {"recipes", "model"},
     {"api"},
     {"demo", "drawing"},
     {"judge"},

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelspace.api import Model, ModelConfig
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.interop.ml_mdm import read_config
+from pixelspace.model import Model, ModelConfig
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.sampling.generate import Sampling

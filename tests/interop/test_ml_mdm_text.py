@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import pixelspace as ps
-from pixelspace.api import Model
 from pixelspace.interop.ml_mdm import read_config
+from pixelspace.model import Model
 from pixelspace.text.pretrained import Pretrained
 from tests.conftest import GOLDENS
 
