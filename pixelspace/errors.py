@@ -8,6 +8,7 @@ class PixelspaceError(Exception):
     """Any fault that pixelspace foresees. `exit_code` is what the command line returns."""
 
     exit_code = 70
+    told = False  # whether another process of the run has said the same line already
 
 
 class UserError(PixelspaceError, ValueError):
@@ -38,6 +39,12 @@ class ResourceError(PixelspaceError, RuntimeError):
     """The machine said no: disk full, folder not writable, package absent."""
 
     exit_code = 6
+
+
+class PeerError(PixelspaceError, RuntimeError):
+    """Another process of the same run has failed, died or hangs."""
+
+    exit_code = 7
 
 
 class Stopped(PixelspaceError, RuntimeError):
