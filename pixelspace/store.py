@@ -5,6 +5,9 @@ file, and name, shape and dtype of every tensor. `publish` writes all of it besi
 there by one rename; `read` refuses whatever differs from the manifest in a single bit. A safetensors header follows
 from the manifest alone, so it is compared, never parsed, and nothing is ever unpickled.
 
+Several processes may write a folder together, each its own rows of tensors: `<part>.<rank>.safetensors`, and in the
+manifest from which row on, of how many. It is read as if one had written it, whole or by rows.
+
 Every change to the disk goes through `os.mkdir open write fsync rename unlink rmdir`, looked up in `os` at each call,
 so that a test can put a fault at each.
 """
@@ -25,7 +28,7 @@ import stat
 import threading
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -38,14 +41,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from pixelspace.config import parse_json, value
+from pixelspace.dist import Ranks
 from pixelspace.errors import CheckpointError, ResourceError, UserError
 
-FORMAT = 1
+FORMAT, PIECES = 1, 2  # of a folder that one process wrote, and of one that several did
 MAX_JSON = 16 << 20  # bytes of MANIFEST.json (about 100,000 tensors) and of state.json
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 
 MANIFEST, _STATE, _TENSORS = "MANIFEST.json", "state.json", ".safetensors"
 _PART, _NAME = r"^[a-z0-9_-]+$", r"^[A-Za-z0-9_.]+$"
+_FILE = r"^[a-z0-9_-]+(\.[1-9][0-9]{0,5})?$"  # a part, or what a rank other than the first has of it
 _ASIDE = re.compile(r"\.(tmp|old|del)-(.+)-[0-9a-f]{32}")
 _CHUNK = 1 << 20  # bytes read or written at a time: hashing then finds them in the processor's cache
 _THREADS = 4  # files read or written at once; hashing is what takes the time, one core a file
@@ -78,6 +83,18 @@ class Contents:
     nonfinite: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a tensor that is stored in pieces: from row `first` on, of `total`."""
+
+    tensor: Tensor
+    first: int
+    total: int
+
+
+Rows = Callable[[str, str, tuple[int, ...]], range]
+"""Which rows of a tensor are wanted, by its part, name and whole shape."""
+
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -93,12 +110,28 @@ class _Tensor:
     dtype: str
     crc32: _Size  # names the damaged tensor of a file whose SHA-256 is wrong
     finite: bool
+    first: _Size | None = None  # of a piece: its first row, and how many the whole has
+    total: _Size | None = None
 
     def __post_init__(self):
         if self.dtype not in _DTYPES:
             raise ValueError(f"no such dtype {self.dtype!r}")
         if math.prod(max(n, 1) for n in self.shape) * self.itemsize >= 2**63:
             raise ValueError("shape too large for any memory")
+        if (self.first is None) != (self.total is None):
+            raise ValueError("a piece has both its first row and the whole's")
+        if self.first is not None and self.total is not None:
+            if not self.shape or self.first + self.shape[0] > self.total:
+                raise ValueError(f"rows {self.first} on, of {self.total}, cannot have shape {self.shape}")
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        return self.shape if self.total is None else (self.total, *self.shape[1:])
+
+    @property
+    def rows(self) -> range:
+        start = self.first or 0
+        return range(start, start + (self.shape[0] if self.shape else 0))
 
     @property
     def itemsize(self) -> int:
@@ -115,7 +148,7 @@ class _Manifest:
     kind: str
     library: str
     files: dict[str, _File]
-    tensors: dict[Annotated[str, Field(pattern=_PART)], dict[Annotated[str, Field(pattern=_NAME)], _Tensor]]
+    tensors: dict[Annotated[str, Field(pattern=_FILE)], dict[Annotated[str, Field(pattern=_NAME)], _Tensor]]
 
 
 def _json(data: Any) -> bytes:
@@ -152,13 +185,21 @@ def _is_finite(tensor: Tensor) -> bool:
     return math.isfinite(ends.min.item()) and math.isfinite(ends.max.item())
 
 
-def _described(part: str, name: str, tensor: Tensor) -> _Tensor:
+def _plain(described: Any) -> dict[str, Any]:
+    """As JSON data, without what has no value."""
+    return {key: item for key, item in dataclasses.asdict(described).items() if item is not None}
+
+
+def _described(part: str, name: str, given: Tensor | Piece) -> _Tensor:
+    tensor = given.tensor if isinstance(given, Piece) else given
     if not re.fullmatch(_NAME, name) or name == "__metadata__":
         raise UserError(f"{part}: tensor name {name!r}: expected letters, digits, '_' and '.' only")
     if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _CODES:
         found = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
         raise UserError(f"{part}: {name}: cannot store {found}; expected a dense tensor of {', '.join(_DTYPES)}")
-    return _Tensor(shape=tuple(tensor.shape), dtype=_CODES[tensor.dtype], crc32=0, finite=_is_finite(tensor))
+    first, total = (given.first, given.total) if isinstance(given, Piece) else (None, None)
+    shape, dtype = tuple(tensor.shape), _CODES[tensor.dtype]
+    return _Tensor(shape=shape, dtype=dtype, crc32=0, finite=_is_finite(tensor), first=first, total=total)
 
 
 def _create(path: Path, data: Iterable[bytes | memoryview]) -> _File:
@@ -177,15 +218,16 @@ def _create(path: Path, data: Iterable[bytes | memoryview]) -> _File:
     return _File(bytes=size, sha256=sha256.hexdigest())
 
 
-def _create_part(path: Path, tensors: Mapping[str, Tensor], table: dict[str, _Tensor]) -> tuple[_File, dict]:
+def _create_part(path: Path, tensors: Mapping[str, Tensor | Piece], table: dict[str, _Tensor]) -> tuple[_File, dict]:
     """The file, and `table` in file order with the checksums."""
     table = _in_file_order(table)
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield _header(table)
         for name, described in list(table.items()):
+            given = tensors[name]
             with _COPYING:
-                tensor = tensors[name].detach().to("cpu").contiguous()
+                tensor = (given.tensor if isinstance(given, Piece) else given).detach().to("cpu").contiguous()
             data = tensor.reshape(-1).view(torch.uint8).numpy().data
             table[name] = dataclasses.replace(described, crc32=zlib.crc32(data))
             yield from (data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))
@@ -320,24 +362,8 @@ def _check_replaceable(folder: Path, kind: str) -> None:
             raise UserError(f"{folder}: not replaced, as it holds other things: {error}; give another name") from error
 
 
-def publish(
-    folder: Path,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    state: dict[str, Any],
-    *,
-    kind: str,
-    replace: bool = False,
-) -> Path:
-    """Writes `parts` and `state` as the new store folder `folder`, all or nothing, and returns its path.
-
-    Tensors are stored by name, from any device, each as its own dense copy; `state` is plain JSON data. `replace` lets
-    `folder` be empty or a store folder of the same kind: that one is put aside, and deleted when the new one stands.
-
-    Raises:
-        UserError: `folder` stands already, or something in `parts` or `state` cannot be stored.
-        ResourceError: the disk is full or refuses; nothing published before has changed.
-    """
-    folder = Path(folder)
+def _tables(parts: Mapping[str, Mapping[str, Tensor | Piece]]) -> dict[str, dict[str, _Tensor]]:
+    """What the manifest will say of tensors, but for their checksums."""
     tables = {}
     for part, tensors in parts.items():
         if not re.fullmatch(_PART, part):
@@ -345,6 +371,10 @@ def publish(
         tables[part] = {name: _described(part, name, tensor) for name, tensor in tensors.items()}
         if (size := len(_header(tables[part]))) > MAX_HEADER:
             raise UserError(f"{part}: {size} bytes of names and shapes, at most {MAX_HEADER} can be; use more parts")
+    return tables
+
+
+def _state_text(state: dict[str, Any]) -> bytes:
     try:
         text = _json(state)
         plain = parse_json(text.decode()) == state and isinstance(state, dict)
@@ -355,7 +385,54 @@ def publish(
             f"state: expected a dictionary of lists, strings and finite numbers, at most {MAX_JSON} bytes of "
             f"JSON; found {len(text)} bytes{'' if plain else ' that do not read back as they were'}"
         )
-    need = len(text) + sum(2 * len(_header(table)) + sum(t.nbytes for t in table.values()) for table in tables.values())
+    return text
+
+
+def _bytes_of(tables: Mapping[str, dict[str, _Tensor]]) -> int:
+    return sum(2 * len(_header(table)) + sum(t.nbytes for t in table.values()) for table in tables.values())
+
+
+def _read_tables(data: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, _Tensor]]:
+    return {
+        file: {name: _Tensor(**{**one, "shape": tuple(one["shape"])}) for name, one in table.items()}
+        for file, table in data.items()
+    }
+
+
+Written = tuple[dict[str, _File], dict[str, dict[str, _Tensor]]]
+
+
+def publish(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor | Piece]],
+    state: dict[str, Any],
+    *,
+    kind: str,
+    replace: bool = False,
+    ranks: Ranks | None = None,
+) -> Path:
+    """Writes `parts` and `state` as the new store folder `folder`, all or nothing, and returns its path.
+
+    Tensors are stored by name, from any device, each as its own dense copy; `state` is plain JSON data. `replace` lets
+    `folder` be empty or a store folder of the same kind: that one is put aside, and deleted when the new one stands.
+    Of several `ranks`, which all call this, each gives the tensors and pieces that it is to write.
+
+    Raises:
+        UserError: `folder` stands already, or something in `parts` or `state` cannot be stored.
+        ResourceError: the disk is full or refuses; nothing published before has changed.
+        PeerError: another rank could not write its own.
+    """
+    folder, ranks = Path(folder), ranks or Ranks()
+    tables, text = _tables(parts), _state_text(state)
+    need = len(text) + sum(ranks.meet(_bytes_of(tables)))
+    if not ranks.first:
+        (fresh, *_) = ranks.meet()
+        with _saving(folder, need):
+            files, tables = _write_parts(Path(fresh), parts, tables, f".{ranks.rank}")
+        described = {file: {name: _plain(one) for name, one in table.items()} for file, table in tables.items()}
+        ranks.meet([{name: _plain(file) for name, file in files.items()}, described])
+        ranks.meet()
+        return folder
     with _saving(folder, need):
         if standing := os.path.lexists(folder):
             if not replace:
@@ -369,7 +446,16 @@ def publish(
         try:
             os.mkdir(fresh)
             with _locked(fresh):
-                files = _write_all(fresh, parts, tables, text, kind)
+                ranks.meet(str(fresh))
+                mine = _write_parts(fresh, parts, tables)
+                others = [
+                    (
+                        {name: _File(**file) for name, file in files.items()},
+                        _read_tables(theirs),
+                    )
+                    for files, theirs in ranks.meet()[1:]
+                ]
+                files = _write_manifest(fresh, [mine, *others], text, kind)
                 try:
                     if standing:
                         os.rename(folder, old)
@@ -384,28 +470,45 @@ def publish(
             if (found := (folder / name).stat().st_size) != size:
                 raise OSError(errno.EIO, f"{name} has {found} bytes where {size} were written")
         _delete(old)
+    ranks.meet()
     return folder
 
 
-def _write_all(
+def _write_parts(
     fresh: Path,
-    parts: Mapping[str, Mapping[str, Tensor]],
+    parts: Mapping[str, Mapping[str, Tensor | Piece]],
     tables: dict[str, dict[str, _Tensor]],
-    state: bytes,
-    kind: str,
-) -> dict[str, int]:
-    """Fills the folder `fresh` and syncs it; the bytes of each file."""
+    ending: str = "",
+) -> Written:
+    """Writes a file a part into the folder `fresh`, of those that have anything."""
     with ThreadPoolExecutor(_THREADS) as pool:
         jobs = {
-            part: pool.submit(_create_part, fresh / (part + _TENSORS), tensors, tables[part])
+            f"{part}{ending}": pool.submit(_create_part, fresh / f"{part}{ending}{_TENSORS}", tensors, tables[part])
             for part, tensors in parts.items()
+            if tensors or not ending
         }
-        files = {_STATE: _create(fresh / _STATE, [state])}
-    tensors = {}
-    for part, job in jobs.items():
-        files[part + _TENSORS], tensors[part] = job.result()
-    manifest = _Manifest(format=FORMAT, kind=kind, library=version("pixelspace"), files=files, tensors=tensors)
-    text = _sealed(dataclasses.asdict(manifest))
+    found = {file: job.result() for file, job in jobs.items()}
+    return (
+        {file + _TENSORS: written for file, (written, _) in found.items()},
+        {file: table for file, (_, table) in found.items()},
+    )
+
+
+def _write_manifest(fresh: Path, written: Iterable[Written], state: bytes, kind: str) -> dict[str, int]:
+    """Completes the folder `fresh` and syncs it; the bytes of each file."""
+    files: dict[str, _File] = {_STATE: _create(fresh / _STATE, [state])}
+    tensors: dict[str, dict[str, _Tensor]] = {}
+    for theirs, tables in written:
+        files |= theirs
+        tensors |= tables
+    body = {
+        "format": PIECES if any("." in file for file in tensors) else FORMAT,
+        "kind": kind,
+        "library": version("pixelspace"),
+        "files": {name: _plain(file) for name, file in files.items()},
+        "tensors": {file: {name: _plain(one) for name, one in table.items()} for file, table in tensors.items()},
+    }
+    text = _sealed(body)
     if len(text) > MAX_JSON:
         raise UserError(f"{fresh}: {len(text)} bytes of manifest, at most {MAX_JSON} can be; save fewer tensors")
     files[MANIFEST] = _create(fresh / MANIFEST, [text])
@@ -453,10 +556,10 @@ def _read_manifest(path: Path, file: io.BufferedReader, kind: str) -> _Manifest:
         raise CheckpointError(f"{path}: more than the {MAX_JSON} bytes that a manifest can have; {_OTHER_COPY}")
     data = _parsed(path, text)
     found = data.get("format")
-    if type(found) is int and found > FORMAT:
+    if type(found) is int and found > PIECES:
         raise CheckpointError(
             f"{path}: format {found}, written by pixelspace {data.get('library')!r:.20}; this is pixelspace "
-            f"{version('pixelspace')}, which reads format {FORMAT}: install a newer one"
+            f"{version('pixelspace')}, which reads formats up to {PIECES}: install a newer one"
         )
     data.pop("sha256", None)
     if _sealed(data) != text:
@@ -467,8 +570,8 @@ def _read_manifest(path: Path, file: io.BufferedReader, kind: str) -> _Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path}: {where:.80}: {first['msg']}, found {first['input']!r:.80}") from error
-    if manifest.format != FORMAT:
-        raise CheckpointError(f"{path}: format {found}; this pixelspace reads format {FORMAT}")
+    if manifest.format not in (FORMAT, PIECES):
+        raise CheckpointError(f"{path}: format {found}; this pixelspace reads formats {FORMAT} and {PIECES}")
     if manifest.kind != kind:
         raise CheckpointError(f"{path.parent}: holds a {manifest.kind!r}; expected a {kind!r}")
     names = {_STATE, *(part + _TENSORS for part in manifest.tensors)}
@@ -482,7 +585,24 @@ def _read_manifest(path: Path, file: io.BufferedReader, kind: str) -> _Manifest:
                 f"{path}: {part}{_TENSORS}: {stated} bytes stated, its tensors take {size}, {header} of it the header "
                 f"(at most {MAX_HEADER}), and none can be named __metadata__; {_OTHER_COPY}"
             )
+    for (part, name), pieces in _by_tensor(manifest).items():
+        at, (_, of) = 0, pieces[0]
+        for _, piece in pieces:
+            if (piece.whole, piece.dtype) != (of.whole, of.dtype) or piece.rows.start != at:
+                raise CheckpointError(f"{path}: {part}: {name}: its pieces do not fit at row {at}; {_OTHER_COPY}")
+            at = piece.rows.stop
+        if (of.whole and at != of.whole[0]) or (not of.whole and len(pieces) > 1):
+            raise CheckpointError(f"{path}: {part}: {name}: {at} rows of {of.whole} are there; {_OTHER_COPY}")
     return manifest
+
+
+def _by_tensor(manifest: _Manifest) -> dict[tuple[str, str], list[tuple[str, _Tensor]]]:
+    """By part and name, the files that have pieces of a tensor, and what they have, in order of rows."""
+    found: dict[tuple[str, str], list[tuple[str, _Tensor]]] = {}
+    for file, tensors in manifest.tensors.items():
+        for name, one in tensors.items():
+            found.setdefault((file.partition(".")[0], name), []).append((file, one))
+    return {key: sorted(pieces, key=lambda piece: piece[1].rows.start) for key, pieces in found.items()}
 
 
 @contextmanager
@@ -531,9 +651,10 @@ def _check_header(path: Path, found: bytes, wanted: bytes) -> None:
 
 
 def _read_part(
-    path: Path, file: io.BufferedReader, stated: _File, tensors: dict[str, _Tensor], keep: bool
+    path: Path, file: io.BufferedReader, stated: _File, tensors: dict[str, _Tensor], keep: Mapping[str, range] | None
 ) -> dict[str, Tensor]:
-    """Reads and hashes in one pass; without `keep`, no more than one tensor is held at a time."""
+    """Reads and hashes in one pass, and keeps what is wanted: all, or by name rows; no more than one tensor besides is
+    held at a time."""
     tensors = _in_file_order(tensors)
     header = _header(tensors)
     _check_header(path, file.read(len(header)), header)
@@ -554,35 +675,48 @@ def _read_part(
             raise CheckpointError(
                 f"{path}: {name}: is damaged: CRC-32 {crc:08x}, the manifest says {wanted.crc32:08x}; {_OTHER_COPY}"
             )
-        if keep:
+        if keep is None:
             kept[name] = data.view(_DTYPES[wanted.dtype]).reshape(wanted.shape)
+        elif name in keep:
+            rows, mine = keep[name], wanted.rows
+            start, stop = max(rows.start, mine.start) - mine.start, min(rows.stop, mine.stop) - mine.start
+            kept[name] = data.view(_DTYPES[wanted.dtype]).reshape(wanted.shape)[start : max(start, stop)].clone()
     _check_hash(path, sha256.hexdigest(), stated)
     return kept
 
 
-def read(folder: Path, *, kind: str, parts: Iterable[str] | None = None) -> Contents:
-    """What `publish` put into `folder`, every bit of every file checked; tensors (on the CPU) of `parts`, or of all.
+def read(folder: Path, *, kind: str, parts: Iterable[str] | None = None, rows: Rows | None = None) -> Contents:
+    """What `publish` put into `folder`, every bit of every file checked; tensors (on the CPU) of `parts`, or of all,
+    whole or the `rows` that are wanted.
 
     Raises:
         CheckpointError: damaged, incomplete, of another kind, of a newer format, or without one of `parts`.
         ResourceError: this process may not open it.
     """
     with _opened(Path(folder), kind) as (folder, manifest, files), ThreadPoolExecutor(_THREADS) as pool:
-        wanted = set(manifest.tensors if parts is None else parts)
-        if absent := wanted - manifest.tensors.keys():
-            there = ", ".join(manifest.tensors) or "nothing"
-            raise CheckpointError(f"{folder}: has no {min(absent)!r}; there is {there}")
+        there = list(dict.fromkeys(file.partition(".")[0] for file in manifest.tensors))
+        wanted = set(there if parts is None else parts)
+        if absent := wanted - set(there):
+            raise CheckpointError(f"{folder}: has no {min(absent)!r}; there is {', '.join(there) or 'nothing'}")
         state = _read_state(folder / _STATE, files[_STATE], manifest.files[_STATE])
         jobs = {}
-        for part, tensors in manifest.tensors.items():
-            name = part + _TENSORS
-            job = (folder / name, files[name], manifest.files[name], tensors, part in wanted)
-            jobs[part] = pool.submit(_read_part, *job)
-        loaded = {part: job.result() for part, job in jobs.items()}
+        for file, tensors in manifest.tensors.items():
+            name, part = file + _TENSORS, file.partition(".")[0]
+            keep = None if part in wanted else {}
+            if rows and part in wanted:
+                keep = {one: rows(part, one, stated.whole) for one, stated in tensors.items() if stated.shape}
+                keep |= {one: range(1) for one, stated in tensors.items() if not stated.shape}
+            jobs[file] = pool.submit(_read_part, folder / name, files[name], manifest.files[name], tensors, keep)
+        loaded = {file: job.result() for file, job in jobs.items()}
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in there if part in wanted}
+    for (part, name), pieces in _by_tensor(manifest).items():
+        if part in wanted:
+            some = [loaded[file].pop(name) for file, _ in pieces]
+            found[part][name] = some[0] if len(some) == 1 else torch.cat(some)
     nonfinite = (
-        f"{part}/{name}" for part, table in manifest.tensors.items() for name in table if not table[name].finite
+        f"{part}/{name}" for (part, name), some in _by_tensor(manifest).items() if not all(t.finite for _, t in some)
     )
-    return Contents(state, {part: loaded[part] for part in loaded if part in wanted}, tuple(nonfinite))
+    return Contents(state, found, tuple(nonfinite))
 
 
 def read_state(folder: Path, *, kind: str) -> dict[str, Any]:

@@ -245,9 +245,9 @@ def test_a_resealed_manifest_is_as_good_as_ours(folder):
 
 
 def test_a_newer_format_is_refused_with_both_versions(folder):
-    seal(folder, lambda data: data.update(format=store.FORMAT + 1, library="9.9"))
+    seal(folder, lambda data: data.update(format=store.PIECES + 1, library="9.9"))
     with pytest.raises(
-        CheckpointError, match=r"format 2, written by pixelspace '9\.9'; this is pixelspace .* format 1"
+        CheckpointError, match=r"format 3, written by pixelspace '9\.9'; this is pixelspace .* formats up to 2"
     ):
         read(folder)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from pixelspace import store
+from pixelspace.dist import Ranks
 from pixelspace.errors import CheckpointError, ResourceError
 
 KIND = "checkpoint"
@@ -50,8 +51,15 @@ def candidates(folder: Path) -> list[Path]:
     return list(_steps(folder).values())
 
 
-def save(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> Path:
-    """Publishes the checkpoint of `step` and returns its folder; clears first what killed saves left.
+def save(
+    folder: Path,
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor | store.Piece]],
+    state: dict[str, Any],
+    ranks: Ranks | None = None,
+) -> Path:
+    """Publishes the checkpoint of `step` and returns its folder; clears first what killed saves left. Of several
+    `ranks`, which all call this, each gives what it holds.
 
     A folder of this step that stands already is replaced, or, if it is damaged, kept as `.damaged-…`.
 
@@ -59,14 +67,15 @@ def save(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], sta
         ResourceError: the disk is full or refuses; every earlier checkpoint is as it was.
         UserError: something in `parts` or `state` cannot be stored.
     """
-    path = folder / _name(step)
-    store.sweep(folder, "step-*")
-    if path.exists():
+    path, first = folder / _name(step), ranks is None or ranks.first
+    if first:
+        store.sweep(folder, "step-*")
+    if first and path.exists():
         try:
             store.verify(path, kind=KIND)
         except CheckpointError:
             store.set_aside(path, "damaged")
-    return store.publish(path, parts, state, kind=KIND, replace=True)
+    return store.publish(path, parts, state, kind=KIND, replace=True, ranks=ranks)
 
 
 def _first_good(folder: Path, attempt: Callable[[Path], T]) -> tuple[Path | None, T | None, tuple[str, ...]]:
@@ -101,9 +110,9 @@ def images_seen(folder: Path) -> tuple[Path | None, int]:
     return path, state["images"] if state else 0
 
 
-def resume(folder: Path) -> Resumed | None:
-    """As `newest`, and reads it in the same pass: None without any step folder."""
-    path, contents, refused = _first_good(folder, lambda path: store.read(path, kind=KIND))
+def resume(folder: Path, rows: store.Rows | None = None) -> Resumed | None:
+    """As `newest`, and reads it, or the `rows` that are wanted, in the same pass: None without any step folder."""
+    path, contents, refused = _first_good(folder, lambda path: store.read(path, kind=KIND, rows=rows))
     return Resumed(path, contents, refused) if path and contents else None
 
 
