@@ -1,7 +1,8 @@
 """The command line: see `COMMANDS`.
 
 Exit codes: 0 done, 2 a command or setting that cannot be meant, 3 data, 4 checkpoint, 5 not finite, 6 disk, memory or
-a missing package, 70 a fault of ours, 75 stopped on request with a checkpoint, 130 interrupted.
+a missing package, 7 another process of the run failed, 70 a fault of ours, 75 stopped on request with a checkpoint, 130
+interrupted.
 """
 
 import errno
@@ -89,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the only one: what reaches the terminal is a line and an exit code, whatever it was
         foreseen = _foreseen(error)
         if foreseen is not None:
-            _say(f"error: {_line(foreseen)}")
+            if not foreseen.told:
+                _say(f"error: {_line(foreseen)}")
             return foreseen.exit_code
         where = _keep_traceback()
         _say(f"error: {type(error).__name__}: {_line(error)} (a fault of pixelspace; the traceback is {where})")

@@ -3,7 +3,7 @@
 import json as json_format
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,10 +28,13 @@ def train(
     judge: tuple[str, ...] = (),
     judge_images: int | None = None,
     track: tuple[str, ...] = (),
+    shard: Literal["none", "full", "node"] = "none",
+    patience: float | None = None,
     accept_changes: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a recipe; the same command, or `train RUN`, goes on where it stopped.
+    """Train a recipe; the same command, or `train RUN`, goes on where it stopped. On several devices: `torchrun
+    --nproc-per-node N -m pixelspace train ...`.
 
     Args:
         recipe: A recipe's name, a run's folder, a recipe.json, or file.py:function.
@@ -48,6 +51,10 @@ def train(
         judge: Protocols of `evaluate` by which the averaged weights are judged on the way; the best checkpoint is kept.
         judge_images: How many images lie between two judgements; as between two previews by default.
         track: tensorboard, wandb.
+        shard: With several devices, what each keeps of weights, average and moments: all (none), its share (full), or
+            its share among the devices of its machine (node).
+        patience: Seconds without a sign of life after which a device's process is given up, and all stop; 600 by
+            default.
         accept_changes: Resume although the recipe has changed.
         quiet: No progress bar.
     """
@@ -55,32 +62,41 @@ def train(
     from tqdm import tqdm
 
     from pixelspace.config import nearest
-    from pixelspace.dist import pick_device
+    from pixelspace.dist import PATIENCE, joined, pick_device
     from pixelspace.training.loop import run_recipe
+    from pixelspace.training.parallel import check_alike, check_ranks
     from pixelspace.training.run import opened_run
     from pixelspace.training.standing import check_start
 
-    made = recipe_of(recipe, data, settings, judge, judge_images, text)
-    names = [one.name for one in made.stages]
-    if stage is not None and stage not in names:
-        raise UserError(f"--stage: no stage {stage!r}; {nearest(stage, names)}")
     if threads is not None:
         if threads < 1:
             raise UserError(f"--threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
-    is_run = (Path(recipe) / "recipe.json").is_file()
-    run = Path(recipe) if is_run and out is None else out or Path("runs") / made.name
+    if patience is not None and patience < 5:
+        raise UserError(f"--patience must be at least 5 seconds, found {patience:g}")
     chosen = pick_device(device)
-    given = None
-    if start_from is not None:
-        from pixelspace.api import open_model
-        from pixelspace.training.inherit import Given
+    with joined(chosen, patience or PATIENCE) as ranks, ExitStack() as stack:
+        made = recipe_of(recipe, data, settings, judge, judge_images, text)
+        names = [one.name for one in made.stages]
+        if stage is not None and stage not in names:
+            raise UserError(f"--stage: no stage {stage!r}; {nearest(stage, names)}")
+        is_run = (Path(recipe) / "recipe.json").is_file()
+        run = Path(recipe) if is_run and out is None else out or Path("runs") / made.name
+        given = None
+        if start_from is not None:
+            from pixelspace.api import open_model
+            from pixelspace.training.inherit import Given
 
-        model = open_model(start_from, "cpu")
-        weights, config = model.backbone.state_dict(), model.config
-        given = Given(str(start_from), weights, config.backbone, config.codec, config.process, config.size)
-    check_start(made, run, stage, given is not None)
-    with opened_run(run, made, accept_changes=accept_changes):
+            model = open_model(start_from, "cpu")
+            weights, config = model.backbone.state_dict(), model.config
+            given = Given(str(start_from), weights, config.backbone, config.codec, config.process, config.size)
+        for one in made.stages:
+            check_ranks(one, ranks.world, shard)
+        check_alike(ranks, made, chosen, shard)
+        check_start(made, run, stage, given is not None)
+        with ranks.in_turn():
+            if ranks.first:
+                stack.enter_context(opened_run(run, made, accept_changes=accept_changes))
         try:
             run_recipe(
                 made,
@@ -91,14 +107,17 @@ def train(
                 given=given,
                 first=stage,
                 judges=weights_folder(),
-                progress=not quiet,
+                progress=ranks.first and not quiet,
                 say=lambda text: tqdm.write(text, file=sys.stderr),
+                ranks=ranks,
+                sharding=shard,
             )
         except PixelspaceError:
             with suppress(OSError), (run / "error.log").open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())
             raise
-    print(f"trained: {run} (pixelspace sample {run})")
+    if ranks.first:
+        print(f"trained: {run} (pixelspace sample {run})")
 
 
 def sample(

@@ -242,13 +242,13 @@ def _prepare_worker(worker: int) -> None:
 
 
 class _Consecutive:
-    def __init__(self, start: int, batch: int):
-        self.start, self.batch = start, batch
+    def __init__(self, start: int, batch: int, rows: range):
+        self.start, self.batch, self.rows = start, batch, rows
 
     def __iter__(self) -> Iterator[range]:
         p = self.start
         while True:
-            yield range(p, p + self.batch)
+            yield range(p + self.rows.start, p + self.rows.stop)
             p += self.batch
 
 
@@ -264,8 +264,10 @@ def _end(stream: Any) -> None:
         worker.kill()  # if it hangs
 
 
-def batches(positions: Positions, start: int, batch: int, device: torch.device) -> Iterator[Raw]:
-    """Endless global batches from position `start` on. Closed, or at exit, it ends its workers.
+def batches(
+    positions: Positions, start: int, batch: int, device: torch.device, rows: range | None = None
+) -> Iterator[Raw]:
+    """Endless global batches from position `start` on, or of each the `rows`. Closed, or at exit, it ends its workers.
 
     Raises:
         DataError: too many samples in a row cannot be read.
@@ -275,7 +277,7 @@ def batches(positions: Positions, start: int, batch: int, device: torch.device) 
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as was asked for
         loader = DataLoader(
             positions,
-            batch_sampler=_Consecutive(start, batch),  # type: ignore[arg-type]
+            batch_sampler=_Consecutive(start, batch, rows or range(batch)),  # type: ignore[arg-type]
             collate_fn=_collate,
             num_workers=workers,
             worker_init_fn=_prepare_worker if workers else None,

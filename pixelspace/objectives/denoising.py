@@ -42,6 +42,11 @@ class Objective(ABC):
         """The levels that a network draws at once; None: the image alone."""
         return None
 
+    @property
+    def idles(self) -> bool:
+        """Whether some of a network's weights may be without a gradient in some step, on some device."""
+        return False
+
     def kept(self, height: int, width: int, progress: float) -> int | None:
         """How many patches of a sample the network is shown; None: all."""
         return None

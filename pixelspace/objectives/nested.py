@@ -57,6 +57,10 @@ class NestedDenoising(Objective):
         return self.pyramid
 
     @property
+    def idles(self) -> bool:
+        return bool(self.mixed)  # a device may have no sample of the finest level
+
+    @property
     def shares(self) -> tuple[tuple[int, int], ...]:
         """(parts, of how many) of a global batch that each level runs on."""
         parts = self.mixed or (1,) + (0,) * (len(self.pyramid.factors) - 1)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pixelspace.config import value
 
+_AT_ONCE = 64  # tensors
+
 
 @value
 class EMA:
@@ -27,6 +29,22 @@ class EMA:
         if not self.power:
             return self.max_decay
         return min(max(1 - (1 + updates) ** -self.power, 0.0), self.max_decay)
+
+
+def _move(past: list[Tensor], towards: list[Tensor], weight: float, finite: Tensor | None) -> None:
+    """lerp, in place; what is only known on another device to be finite is not waited for."""
+    if finite is None or finite.device.type == "cpu":
+        torch._foreach_lerp_(past, towards, weight)  # pyright: ignore[reportPrivateImportUsage]
+        return
+    if weight == 1:
+        for tensor, new in zip(past, towards, strict=True):
+            tensor.copy_(torch.where(finite, new, tensor))
+        return
+    for start in range(0, len(past), _AT_ONCE):  # the difference of all at once is as large as the network
+        some = past[start : start + _AT_ONCE]
+        way = torch._foreach_sub(towards[start : start + _AT_ONCE], some)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(way, finite.float() * weight)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(some, way)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Average:
@@ -58,16 +76,17 @@ class Average:
             self.tensors[name].copy_(own[name])
 
     @torch.no_grad()
-    def update(self, network: nn.Module, ema: EMA) -> None:
-        """Moves towards the network's weights by one step."""
+    def update(self, network: nn.Module, ema: EMA, finite: Tensor | None = None) -> None:
+        """Moves towards the network's weights by one step; where `finite` () is false, that step changes nothing."""
+        self.updates += 1
+        if finite is not None and finite.device.type == "cpu" and not finite:
+            return
         current = network.state_dict()
         for born in sorted({self.born.get(name, 0) for name in self.learnt}):
             averaged = [name for name in self.learnt if self.born.get(name, 0) == born]
             past: list[Tensor] = [self.tensors[name] for name in averaged]
-            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                past, [current[name] for name in averaged], 1 - ema.decay(self.updates - born)
-            )
+            weight = 1 - ema.decay(self.updates - 1 - born)
+            _move(past, [current[name] for name in averaged], weight, finite)
         for name, _ in network.named_buffers():
             if name in self.tensors:
                 self.tensors[name].copy_(current[name])
-        self.updates += 1

@@ -70,15 +70,17 @@ def open_trackers(names: Iterable[str], folder: Path, run: str) -> list[Tracker]
 class Metrics:
     """Rows in `metrics.jsonl`. After a resume rows may stand twice; `attempt` tells, and readers keep the last."""
 
-    def __init__(self, folder: Path, trackers: list[Tracker]):
-        self.path, self.trackers = folder / "metrics.jsonl", trackers
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+    def __init__(self, folder: Path, trackers: list[Tracker], quiet: bool = False):
+        self.path, self.trackers, self.quiet = folder / "metrics.jsonl", trackers, quiet
+        if not quiet and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # ends the row that a kill cut short
         self.attempt = 1 + max((row["attempt"] for row in _rows(self.path)), default=0)
 
     def write(self, kind: str, step: int, images: int, **metrics: Any) -> None:
-        """One row; numbers also go to the trackers."""
+        """One row, unless it is to be quiet; numbers also go to the trackers."""
+        if self.quiet:
+            return
         row = {"kind": kind, "attempt": self.attempt, "step": step, "images": images, **metrics}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

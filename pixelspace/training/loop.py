@@ -6,85 +6,46 @@ on from any checkpoint to the same bits.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data.dataset import Dataset
-from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read, to_model_space
-from pixelspace.errors import DataError, NumericalError, Stopped, UserError
+from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read
+from pixelspace.dist import Ranks
+from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
 from pixelspace.growth.freeze import freeze
+from pixelspace.growth.transfer import Report
 from pixelspace.nn.weights import digest, load_weights
+from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
-from pixelspace.text.encoder import Reader
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
-from pixelspace.training.optim import set_rate
+from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
 from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
 from pixelspace.training.standing import check_start, is_done, stage_folder
 from pixelspace.training.state import State, restore, tensors_of
+from pixelspace.training.step import Coming, StepReport, train_step
 from pixelspace.training.stopping import asked_to_stop
-from pixelspace.training.words import nothing, open_reader, with_text
+from pixelspace.training.words import nothing, open_reader
 from pixelspace.types import Cond, Evaluator, Held, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Of one step: per-sample losses and sigmas, their mean, the gradient's norm before clipping, and if it counted."""
-
-    losses: Tensor
-    sigmas: Tensor
-    loss: float
-    grad_norm: float
-    finite: bool
-
-
-def train_step(
-    state: State, forward: Callable[..., Tensor], stage: Stage, raw: Raw, rng: Rng, reader: Reader | None = None
-) -> StepReport:
-    """Draw, forward, backward, clip, step, average; a loss or gradient that is not finite changes only the step."""
-    device = next(state.network.parameters()).device
-    seen, micro = state.step * stage.batch, stage.micro or stage.batch
-    losses, sigmas = [], []
-    for start in range(0, stage.batch, micro):
-        part = raw.part(start, start + micro)
-        batch = with_text(to_model_space(part, stage.data, stage.codec, rng, device), part.texts, reader)
-        draw = stage.objective.draw(batch, stage.batch, seen / stage.images, rng)
-        torch.manual_seed(rng.key("dropout", state.step, start))
-        loss = stage.objective.loss(forward, batch, draw)
-        (loss.sum() / stage.batch).backward()
-        losses.append(loss.detach())
-        sigmas.append(draw.sigma)
-
-    each = torch.cat(losses)
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), stage.optimizer.clip or math.inf)
-    loss, grad_norm = torch.stack([each.mean(), norm]).tolist()
-    finite = math.isfinite(loss) and math.isfinite(grad_norm)
-    if finite:
-        rate = stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch)
-        set_rate(state.optimizer, rate, seen, stage.batch)
-        state.optimizer.step()
-        state.average.update(state.network, stage.ema)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return StepReport(each, torch.cat(sigmas), loss, grad_norm, finite)
 
 
 def _check_labels(stage: Stage, dataset: Dataset) -> None:
@@ -106,13 +67,6 @@ def _check_buckets(stage: Stage, dataset: Dataset) -> None:
             raise UserError(f"stage {stage.name!r}: data.buckets gives {height}x{width}: {error}") from error
 
 
-def _compiled(network: nn.Module, stage: Stage) -> Callable[..., Tensor]:
-    """The network, compiled for each size of a batch: beyond its limit torch would run it as it stands, and slowly."""
-    sizes = len(stage.data.bucket_sizes(stage.size))
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, sizes + 1)
-    return torch.compile(network)
-
-
 class StageRun:
     """A stage on its way: what its steps share."""
 
@@ -128,13 +82,18 @@ class StageRun:
         given: Given | None,
         ancestor: Path | None,
         judges: Path | None = None,
+        ranks: Ranks | None = None,
+        sharding: Sharding = "none",
     ):
         self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
+        self.ranks = ranks or Ranks()
+        self.engine = Engine(stage, self.ranks, sharding)
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
         self.weights_folder = judges or (cache or folder) / "weights"
         self.told = set[str]()  # names of unreadable samples
         stage.codec.identity()  # reads a VAE now, not after the images
-        self.dataset = stage.data.source.open(cache)
+        with self.ranks.in_turn():  # the first may leave an index in the cache
+            self.dataset = stage.data.source.open(cache)
         _check_labels(stage, self.dataset)
         self.dataset.check(stage.size, stage.data.flip, stage.codec)
         _check_buckets(stage, self.dataset)
@@ -145,21 +104,30 @@ class StageRun:
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
             evaluator.check(self.dataset.holds_images, self._holds_captions, self.weights_folder)
         torch.manual_seed(self.rng.key("init"))
-        network = stage.backbone.build().to(device)
+        network = stage.backbone.build()
         network.checkpointing = stage.checkpointing  # type: ignore[assignment]
         freeze(network, stage.freeze)
+        if not self.engine.shards or (stage.init and stage.init.match_images):
+            network.to(device)
+        begun = bool(checkpoint.candidates(folder / "checkpoints"))
+        if begun:  # then no rank needs more than its share
+            self.engine.shard(network, device)
         self.state = State(network, Average(network), stage.optimizer.build(network))
         self._resume_or_start(given, ancestor)
-        compiled = _compiled(network, stage) if stage.compile else network
+        if not begun and self.engine.shards:
+            self.state = self.engine.shared_out(self.state, stage, device)
+        module = self.engine.wrap(network, stage.compile, len(stage.data.bucket_sizes(stage.size)))
 
         def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
             with autocast(stage, device):
-                return compiled(x, c_noise, cond, **keep)
+                return module(x, c_noise, cond, **keep)
 
         self.forward = forward
 
     def _resume_or_start(self, given: Given | None, ancestor: Path | None) -> None:
-        resumed = checkpoint.resume(self.folder / "checkpoints")
+        resumed = checkpoint.resume(self.folder / "checkpoints", held_rows(self.state.network))
+        if len(found := {*self.ranks.meet(resumed and resumed.path.name)}) > 1:
+            raise CheckpointError(f"{self.folder}: ranks see different checkpoints there: {found}; share one disk")
         if resumed is not None:
             saved = resumed.contents.state
             for line in resumed.refused:
@@ -178,19 +146,20 @@ class StageRun:
                     f"stage {self.stage.name!r}: the text encoder has changed since {resumed.path.name}: "
                     f"{saved.get('text')} then, {found} now"
                 )
-            if saved["threads"] != torch.get_num_threads():
+            alike = saved.get("world", 1) == self.ranks.world or self.stage.reduction == "exact"
+            if alike and saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
                 torch.set_num_threads(saved["threads"])
             if given is not None:
                 self.say("--from is not used: the stage goes on from its own checkpoint")
-            restore(self.state, resumed.contents.parts, saved)
+            restore(self.state, placed(resumed.contents.parts, self.state.network), saved)
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
         elif given is not None:
             report = take(self.state.network, self.stage, given)
             self.state.average = Average(self.state.network)
             if (init := self.stage.init) and init.match_images and matchable(report):
                 self._match_seam(given, init.match_images)
-            self.say(write_report(self.folder, self.stage, report, given.name, self.state.network))
+            self._report(report, given.name)
         elif (init := self.stage.init) and ancestor is not None:
             report, inherited = start_from(self.state, self.recipe, self.stage, ancestor)
             if init.match_images:
@@ -198,7 +167,11 @@ class StageRun:
                 process = earlier.objective.process
                 source = Given(init.stage, inherited, earlier.backbone, earlier.codec, process, earlier.size)
                 self._match_seam(source, init.match_images)
-            self.say(write_report(self.folder, self.stage, report, init.stage, self.state.network))
+            self._report(report, init.stage)
+
+    def _report(self, report: Report, source: str) -> None:
+        if self.ranks.first:
+            self.say(write_report(self.folder, self.stage, report, source, self.state.network))
 
     def _match_seam(self, given: Given, count: int) -> None:
         source = given.backbone.build().to(self.device)
@@ -236,10 +209,14 @@ class StageRun:
             "codec": stage.codec.identity(),
             "text": self.reader.identity if self.reader else "",
             "threads": torch.get_num_threads(),
+            "world": self.ranks.world,
             "versions": {"pixelspace": pixelspace.__version__, "torch": torch.__version__},
         }
-        parts = {**tensors_of(state), **({"nothing": self.nothing} if self.nothing else {})}
-        checkpoint.save(self.folder / "checkpoints", state.step, parts, saved)
+        kept = {**tensors_of(state), **({"nothing": self.nothing} if self.nothing else {})}
+        parts = {part: owned(tensors, self.ranks) for part, tensors in kept.items()}
+        checkpoint.save(self.folder / "checkpoints", state.step, parts, saved, self.ranks)
+        if not self.ranks.first:
+            return
         every = max(1, stage.save_images // stage.batch) * stage.keep_every
         best = {step for step, _, _ in judging.best_steps(stage, self.folder).values()}
         checkpoint.prune(self.folder / "checkpoints", keep_last=3, keep_every=every, protect=best)
@@ -254,9 +231,28 @@ class StageRun:
             return []
         return [self.dataset.texts(self.order.at(i))[0] for i in numbers]
 
+    @contextmanager
+    def _averaged(self) -> Iterator[tuple[Backbone, Mapping[str, Tensor]] | None]:
+        """The network with averaged weights, and these, on the first rank; the others wait for it."""
+        network, tensors = self.state.network, whole(self.state.average.tensors)
+        if self.engine.shards:
+            with torch.device("meta"):
+                network = self.stage.backbone.build()
+        try:
+            if self.ranks.first:
+                with evaluating(network, tensors, self.stage) as backbone:
+                    yield backbone, tensors
+            else:
+                yield None
+        finally:
+            self.ranks.meet()
+
     def look(self, metrics: Metrics, samples: bool, validate: bool) -> None:
         """Previews and the held-out loss, with averaged weights."""
-        with evaluating(self.state.network, self.state.average.tensors, self.stage) as backbone:
+        with self._averaged() as shown:
+            if shown is None:
+                return
+            backbone, _ = shown
             if validate and len(self.held_ids):
                 held = held_out_loss(
                     self.stage, backbone, self.dataset, self.held_ids.tolist(), self.rng, self.device, self.reader
@@ -273,7 +269,7 @@ class StageRun:
 
     def judge(self, evaluator: Evaluator, metrics: Metrics, progress: bool) -> None:
         """What an evaluator makes of the averaged weights; the checkpoint it has found best is kept."""
-        stage, average = self.stage, self.state.average.tensors
+        stage = self.stage
         crop = "center" if stage.data.crop == "random" else stage.data.crop
 
         def reader(ids: np.ndarray) -> Callable[[range], Tensor]:
@@ -288,8 +284,11 @@ class StageRun:
         if self._holds_captions:
             captions = [self.dataset.texts(index)[0] for index in self.held_ids.tolist()]
             held = Held(captions, reader(self.held_ids), known_as(self.held_ids))
-        shown = self.folder / "evaluation" / evaluator.name
-        with evaluating(self.state.network, average, stage) as backbone:
+        place = self.folder / "evaluation" / evaluator.name
+        with self._averaged() as shown:
+            if shown is None:
+                return
+            backbone, average = shown
             look = Look(
                 draw=lambda seed, numbers, labels, captions: drawn(
                     stage,
@@ -308,8 +307,8 @@ class StageRun:
                 count=len(self.train_ids),
                 shape=(3, *stage.size),
                 classes=stage.backbone.num_classes,
-                folder=shown / f"{self.images:010d}",
-                shared=shown / "reference",
+                folder=place / f"{self.images:010d}",
+                shared=place / "reference",
                 weights=self.weights_folder,
                 device=self.device,
                 progress=progress,
@@ -321,24 +320,29 @@ class StageRun:
         self.say(f"{evaluator.name}: best {name} so far {value:.5g}, at {step * stage.batch:,} images")
 
     def note_unreadable(self, raw: Raw) -> None:
-        """Counts samples that had to be replaced; too many stop the run, with a checkpoint."""
+        """Says which samples had to be replaced, each once."""
         for name, reason in raw.bad:
             if name not in self.told:
                 self.say(f"unreadable, replaced by another: {name}: {reason}")
             self.told.add(name)
-            self.state.unreadable.append(self.images)
-        recent = [at for at in self.state.unreadable if at > self.images - UNREADABLE_WINDOW]
-        self.state.unreadable = recent
-        if raw.bad and len(recent) > UNREADABLE_MAX:  # what was mended since the last start may go on
+
+    def count_unreadable(self, step: int, raw: Raw, replaced: int) -> None:
+        """Counts samples that any rank had to replace; too many stop the run, with a checkpoint."""
+        at = step * self.stage.batch
+        recent = [*self.state.unreadable, *[at] * replaced]
+        self.state.unreadable = recent = [one for one in recent if one > at - UNREADABLE_WINDOW]
+        if replaced and len(recent) > UNREADABLE_MAX:  # what was mended since the last start may go on
             self.save()
+            last = f"; the last: {raw.bad[-1][0]}: {raw.bad[-1][1]}" if raw.bad else ""
             raise DataError(
                 f"{len(recent)} of the last {UNREADABLE_WINDOW:,} samples could not be read "
-                f"({UNREADABLE_MAX} allowed); the last: {raw.bad[-1][0]}: {raw.bad[-1][1]}"
+                f"({UNREADABLE_MAX} allowed){last}"
             )
 
-    def note_not_finite(self, raw: Raw, report: StepReport, metrics: Metrics) -> None:
+    def note_not_finite(self, step: int, raw: Raw, report: StepReport, metrics: Metrics) -> None:
         """Logs a step that did not count, with all that is needed to repeat it; too many stop the run."""
-        step = self.state.step - 1
+        rows = slice(self.engine.rows.start, self.engine.rows.stop)
+        drawn = report.sigmas[rows].tolist(), report.losses[rows].tolist()
         replay = {
             "stage": self.stage.name,
             "step": step,
@@ -347,15 +351,14 @@ class StageRun:
             "grad_norm": repr(report.grad_norm),
             "samples": [
                 {"pos": pos, "name": self.dataset.name(index), "sigma": sigma, "loss": repr(loss)}
-                for pos, index, sigma, loss in zip(
-                    raw.pos.tolist(), raw.ids.tolist(), report.sigmas.tolist(), report.losses.tolist(), strict=True
-                )
+                for pos, index, sigma, loss in zip(raw.pos.tolist(), raw.ids.tolist(), *drawn, strict=True)
             ],
         }
-        path = self.folder / "replay" / f"step-{step:08d}.json"
+        own = f".{self.ranks.rank}" if self.ranks.world > 1 else ""
+        path = self.folder / "replay" / f"step-{step:08d}{own}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(replay, indent=1), encoding="utf-8")
-        metrics.write("not_finite", step, self.images, replay=str(path.name))
+        metrics.write("not_finite", step, (step + 1) * self.stage.batch, replay=str(path.name))
         state = self.state
         state.bad_steps = [*(at for at in state.bad_steps if at > step - BAD_WINDOW), step]
         self.say(f"step {step}: loss {report.loss}, gradient norm {report.grad_norm}: skipped; see {path}")
@@ -373,7 +376,9 @@ class StageRun:
             Stopped: SIGINT or SIGTERM came; this step's checkpoint is saved.
         """
         stage, state = self.stage, self.state
-        metrics = Metrics(self.folder, open_trackers(trackers, self.folder, f"{self.recipe.name}-{stage.name}"))
+        first = self.ranks.first
+        opened = open_trackers(trackers if first else (), self.folder, f"{self.recipe.name}-{stage.name}")
+        metrics = Metrics(self.folder, opened, quiet=not first)
         positions = Positions(self.dataset, self.order, stage.data, stage.size, self.rng)
         octiles, reports = OctileMeans.of(stage.objective.levels), list[StepReport]()
         if state.step == 0:
@@ -381,22 +386,45 @@ class StageRun:
         for evaluator in judging.due(stage, self.folder, state.step):  # one that a stop cut short
             self.judge(evaluator, metrics, progress)
         bar = tqdm(total=stage.images, initial=self.images, unit="img", desc=stage.name, disable=not progress)
+        coming = deque[tuple[int, Raw, Coming]]()
+        stopping = False
+
+        def settle(most: int) -> None:
+            """Looks at what steps have come to, but for the last few."""
+            nonlocal stopping
+            while len(coming) > most:
+                step, raw, report = coming[0][0], coming[0][1], coming[0][2].read()
+                coming.popleft()
+                stopping = stopping or report.stop
+                self.count_unreadable(step, raw, report.replaced)
+                if report.finite:
+                    reports.append(report)
+                    octiles.add(report.sigmas, report.losses)
+                else:
+                    self.note_not_finite(step, raw, report, metrics)
+
         with bar, asked_to_stop() as stop:
-            stream = batches(positions, self.images, stage.batch, self.device)
+            stream = batches(positions, self.images, stage.batch, self.device, self.engine.rows)
             since, waited = time.monotonic(), 0.0
             while self.images < stage.images:
                 asked_at = time.monotonic()
                 raw = next(stream)
                 waited += time.monotonic() - asked_at
                 self.note_unreadable(raw)
-                report = train_step(state, self.forward, stage, raw, self.rng, self.reader)
+                step = state.step
+                given = state, self.forward, stage, raw, self.rng, self.reader
+                coming.append((step, raw, train_step(*given, self.engine, stop.is_set())))
+                settle(1)  # not of this step, which the device may still be at
                 bar.update(stage.batch)
-                if report.finite:
-                    reports.append(report)
-                    octiles.add(report.sigmas.cpu(), report.losses.cpu())
-                else:
-                    self.note_not_finite(raw, report, metrics)
-                if state.step % stage.log_steps == 0 and reports:
+                done = self.images >= stage.images
+                logs = state.step % stage.log_steps == 0
+                samples, validate = done or self.due(stage.sample_images), done or self.due(stage.validate_images)
+                judges = judging.due(stage, self.folder, state.step)
+                stops = stopping or (self.ranks.world == 1 and stop.is_set())  # of others it is known a step later
+                saves = done or stops or bool(judges) or self.due(stage.save_images)
+                if logs or samples or validate or saves:
+                    settle(0)
+                if logs and reports:
                     seconds = time.monotonic() - since
                     loss = sum(r.loss for r in reports) / len(reports)
                     metrics.write(
@@ -412,11 +440,9 @@ class StageRun:
                         octiles=octiles.take(),
                     )
                     bar.set_postfix(loss=f"{loss:.4f}")
-                    since, waited, reports = time.monotonic(), 0.0, []
-                done = self.images >= stage.images
-                samples, validate = done or self.due(stage.sample_images), done or self.due(stage.validate_images)
-                judges = judging.due(stage, self.folder, state.step)
-                if done or stop.is_set() or judges or self.due(stage.save_images):
+                    since, waited = time.monotonic(), 0.0
+                    reports.clear()
+                if saves:
                     self.save()
                 if samples or validate:
                     try:
@@ -424,7 +450,7 @@ class StageRun:
                     except OSError as error:  # a full disk must not end a run over a picture
                         self.say(f"no preview at {self.images:,} images: {error}")
                     since = time.monotonic()
-                if stop.is_set() and not done:
+                if stops and not done:
                     raise Stopped(
                         f"stopped on request at {self.images:,} of {stage.images:,} images, checkpoint saved; "
                         f"the same command goes on from here"
@@ -446,21 +472,28 @@ def run_recipe(
     judges: Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = tqdm.write,
+    ranks: Ranks | None = None,
+    sharding: Sharding = "none",
 ) -> None:
     """Trains the stages of `recipe` in `run`, from wherever each stands.
 
     What is `given` starts the first stage that is trained; `first` names it, and earlier ones must then have been
     trained unless something is given. Networks that judge are looked for in `judges`, by default in `cache`/weights.
+    Several `ranks` call this together; only the first one speaks and writes, but for checkpoints of what is sharded.
     """
+    ranks = ranks or Ranks()
+    for stage in recipe.stages:
+        check_ranks(stage, ranks.world, sharding)
     check_start(recipe, run, first, given is not None)
     names = [stage.name for stage in recipe.stages]
     start = names.index(first) if first else 0
     for stage in recipe.stages[start:]:
         folder = stage_folder(run, recipe, stage.name)
         if is_done(stage, folder):
-            say(f"stage {stage.name!r} is complete")
+            if ranks.first:
+                say(f"stage {stage.name!r} is complete")
             continue
-        if stage.warning:
+        if stage.warning and ranks.first:
             say(f"warning: {stage.warning}")
         folder.mkdir(parents=True, exist_ok=True)
         ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
@@ -474,5 +507,7 @@ def run_recipe(
             given=given if stage.name == names[start] else None,
             ancestor=ancestor,
             judges=judges,
+            ranks=ranks,
+            sharding=sharding,
         )
         stage_run.train(trackers, progress)

@@ -148,6 +148,15 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, images: int, batch: in
         group["lr"] = lr * group["lr_factor"] * group["group"].warm(images, batch)
 
 
+def step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Steps where `finite` (), and changes nothing where it is false; a fused optimiser finds out on the device."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 

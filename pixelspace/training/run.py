@@ -15,12 +15,13 @@ from pixelspace.training.stage import Recipe
 
 # Settings that change how a run is watched or computed, not what is learnt.
 FREE = frozenset(
-    "workers micro checkpointing compile save_images keep_every sample_images sample_count validate_images "
+    "workers micro reduction checkpointing compile save_images keep_every sample_images sample_count validate_images "
     "validate_count log_steps bad_steps sampling vae evaluators".split()
 )
 # Settings without which the checkpoints mean something else.
 FIXED = frozenset(
-    "seed backbone batch size source holdout split keep order window buckets codec name init freeze groups".split()
+    "seed backbone batch lanes size source holdout split keep order window buckets codec name init freeze "
+    "groups".split()
 )
 
 

@@ -53,7 +53,10 @@ class Stage:
     """One run of the loop. `size` is (height, width) of an image or of each frame of a clip, `batch` and all `*_images`
     count images, or clips, over all devices.
 
-    `micro` is how many images go through the network at once (0: the whole batch); it does not change what is learnt.
+    `micro` is how many images go through the network of one device at once (0: its whole share of the batch); it does
+    not change what is learnt. The batch is shared out in `lanes` of consecutive images (0: as many as the largest power
+    of two that divides it, up to 64), of which each device takes as many. With the `reduction` "exact" gradients are
+    made lane by lane and added in the same pairs on any number of devices, so that the weights have the same bits.
     Every `save_images` a checkpoint is written (the last three and every `keep_every`-th stay), every `sample_images`
     `sample_count` images are drawn, every `validate_images` the held-out loss is measured, every `log_steps` a row of
     metrics is written. `text` reads the captions for a network that reads text. What the patterns of `freeze` cover
@@ -79,6 +82,8 @@ class Stage:
     evaluators: tuple[Evaluator, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     micro: int = 0
+    lanes: int = 0
+    reduction: Literal["fast", "exact"] = "fast"
     checkpointing: bool = False
     compile: bool = False
     save_images: int = 2_560_000
@@ -103,6 +108,11 @@ class Stage:
         if self.micro < 0 or (self.micro and self.batch % self.micro):
             fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
             raise ValueError(f"Stage: micro {self.micro} must be 0 or divide batch {self.batch}: one of {fits}")
+        if self.lanes < 0 or (self.lanes and self.batch % self.lanes):
+            fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+            raise ValueError(f"Stage: lanes {self.lanes} must be 0 or divide batch {self.batch}: one of {fits}")
+        if self.reduction == "exact" and self.shared_lanes & (self.shared_lanes - 1):
+            raise ValueError(f"Stage: reduction 'exact' needs a power of two as lanes, found {self.lanes}")
         names = [evaluator.name for evaluator in self.evaluators]
         if len(set(names)) < len(names):
             raise ValueError(f"Stage: two evaluators of one name among {names}")
@@ -140,6 +150,11 @@ class Stage:
             )
         check_threshold(self.sampling, self.codec)
         self.objective.check(self.backbone)
+
+    @property
+    def shared_lanes(self) -> int:
+        """In how many lanes the batch is shared out."""
+        return self.lanes or min(self.batch & -self.batch, 64)
 
     @property
     def warning(self) -> str:
