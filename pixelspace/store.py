@@ -675,7 +675,7 @@ def _read_part(
             raise CheckpointError(
                 f"{path}: {name}: is damaged: CRC-32 {crc:08x}, the manifest says {wanted.crc32:08x}; {_OTHER_COPY}"
             )
-        if keep is None:
+        if keep is None or (name in keep and not wanted.shape):
             kept[name] = data.view(_DTYPES[wanted.dtype]).reshape(wanted.shape)
         elif name in keep:
             rows, mine = keep[name], wanted.rows

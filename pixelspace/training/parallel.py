@@ -207,8 +207,8 @@ class Engine:
         last = part.stop == self.rows.stop
         if self.shards:
             self._module.set_requires_gradient_sync(last)
-        waits = self._module is not None and not self.shards and not last
-        with self._module.no_sync() if waits else nullcontext(), warnings.catch_warnings():
+        replicated = isinstance(self._module, DistributedDataParallel)
+        with self._module.no_sync() if replicated and not last else nullcontext(), warnings.catch_warnings():
             # Nothing is done in place to what a network returns.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
             yield
