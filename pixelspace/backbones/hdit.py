@@ -26,6 +26,7 @@ from pixelspace.nn.attention import (
     shifted_window_attention,
 )
 from pixelspace.nn.embed import FourierFeatures, label_rows
+from pixelspace.nn.linear import Linear
 from pixelspace.nn.mlp import FeedForward
 from pixelspace.nn.norm import AdaRMSNorm, RMSNorm
 from pixelspace.nn.resample import TokenMerge, TokenSplit, TokenSplitSkip
@@ -271,11 +272,11 @@ class SelfAttention(nn.Module):
         width, num_heads = level.width, level.width // attention.head_dim
         self.attention, self.index, self.num_heads = attention, index, num_heads
         self.norm = AdaRMSNorm(width, cond_width)
-        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.qkv_proj = Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((num_heads,), 10.0))
         self.pos_emb = AxialRoPE(num_heads, attention.head_dim)
         self.dropout = nn.Dropout(level.dropout)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = Linear(width, width, bias=False)
         nn.init.zeros_(self.out_proj.weight)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
@@ -342,14 +343,14 @@ class HDiT(nn.Module):
         self.takes = self.needs | {"aug"}
         self.patch_in = TokenMerge(config.channels, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, m)
-        self.time_in_proj = nn.Linear(m, m, bias=False)
+        self.time_in_proj = Linear(m, m, bias=False)
         self.aug_emb = FourierFeatures(9, m)
-        self.aug_in_proj = nn.Linear(m, m, bias=False)
+        self.aug_in_proj = Linear(m, m, bias=False)
         self.class_emb = nn.Embedding(config.num_classes + 1, m) if config.num_classes else None
-        self.mapping_cond_in_proj = nn.Linear(config.mapping_cond, m, bias=False) if config.mapping_cond else None
+        self.mapping_cond_in_proj = Linear(config.mapping_cond, m, bias=False) if config.mapping_cond else None
         self.text_in = TextInput(config.text, m) if config.text else None
         self.micro_emb = nn.ModuleDict({name: FourierFeatures(2, m) for name in config.micro})
-        self.micro_in_proj = nn.ModuleDict({name: nn.Linear(m, m, bias=False) for name in config.micro})
+        self.micro_in_proj = nn.ModuleDict({name: Linear(m, m, bias=False) for name in config.micro})
         self.mapping = Mapping(m, config.mapping_depth, config.mapping_hidden or 3 * m, config.mapping_dropout)
 
         def layers(level: Level, start: int = 0) -> nn.ModuleList:

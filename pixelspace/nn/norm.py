@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pixelspace.nn.linear import Linear
+
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """x scale / rms(x) over the last axis; the factor is computed in float32 or better and then cast to x's dtype."""
@@ -30,7 +32,7 @@ class AdaRMSNorm(nn.Module):
 
     def __init__(self, width: int, cond_width: int):
         super().__init__()
-        self.linear = nn.Linear(cond_width, width, bias=False)
+        self.linear = Linear(cond_width, width, bias=False)
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:

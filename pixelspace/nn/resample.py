@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from pixelspace.nn.linear import Linear
+
 
 class TokenMerge(nn.Module):
     """(B, h a, w b, D) to (B, h, w, width): each a x b patch becomes one token."""
@@ -11,7 +13,7 @@ class TokenMerge(nn.Module):
     def __init__(self, width_in: int, width_out: int, patch: tuple[int, int] = (2, 2)):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(width_in * patch[0] * patch[1], width_out, bias=False)
+        self.proj = Linear(width_in * patch[0] * patch[1], width_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.patch
@@ -28,7 +30,7 @@ class TokenSplit(nn.Module):
     def __init__(self, width_in: int, width_out: int, patch: tuple[int, int]):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(width_in, width_out * patch[0] * patch[1], bias=False)
+        self.proj = Linear(width_in, width_out * patch[0] * patch[1], bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return _split(self.proj(x), self.patch)
@@ -39,7 +41,7 @@ class TokenSplitSkip(nn.Module):
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
-        self.proj = nn.Linear(width_in, 4 * width_out, bias=False)
+        self.proj = Linear(width_in, 4 * width_out, bias=False)
         self.fac = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
