@@ -1,9 +1,40 @@
 """Gated feed-forward layers."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelspace.nn.linear import Linear
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps nothing but its input, and writes its gradient in place: halves need not be put together."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        a, gate = x.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        a, gate = x.chunk(2, dim=-1)
+        out = torch.empty_like(x)
+        to_a, to_gate = out.chunk(2, dim=-1)
+        torch.mul(grad, F.gelu(gate), out=to_a)
+        torch.ops.aten.gelu_backward.grad_input(grad * a, gate, grad_input=to_gate)
+        return out
+
+
+def gated(x: Tensor) -> Tensor:
+    """a gelu(g) of the halves (a, g) of x (..., 2 D): (..., D)."""
+    if torch.compiler.is_compiling():  # which joins the passes by itself
+        a, gate = x.chunk(2, dim=-1)
+        return a * F.gelu(gate)
+    return _Gated.apply(x)
 
 
 class FeedForward(nn.Module):
@@ -21,5 +52,4 @@ class FeedForward(nn.Module):
         nn.init.zeros_(self.down_proj.weight)
 
     def forward(self, x: Tensor, *cond: Tensor) -> Tensor:
-        a, gate = self.up_proj(self.norm(x, *cond)).chunk(2, dim=-1)
-        return x + self.down_proj(self.dropout(a * F.gelu(gate)))
+        return x + self.down_proj(self.dropout(gated(self.up_proj(self.norm(x, *cond)))))
