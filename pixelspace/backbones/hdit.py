@@ -20,7 +20,6 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import (
     Backend,
-    cosine_scaled,
     global_attention,
     neighborhood_attention,
     shifted_window_attention,
@@ -280,10 +279,9 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.weight)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        qkv = self.qkv_proj(self.norm(x, cond))
-        qk, v = rearrange(qkv, "b h w (t n e) -> t b h w n e", t=3, n=self.num_heads).split([2, 1])
-        q, k = self.pos_emb(cosine_scaled(qk, self.scale)).unbind()
-        out = rearrange(self.attention(q, k, v[0], self.index), "b h w n e -> b h w (n e)")
+        qkv = rearrange(self.qkv_proj(self.norm(x, cond)), "b h w (t n e) -> b h w t n e", t=3, n=self.num_heads)
+        q, k, v = self.pos_emb.heads(qkv, self.scale)
+        out = rearrange(self.attention(q, k, v, self.index), "b h w n e -> b h w (n e)")
         return x + self.out_proj(self.dropout(out))
 
 

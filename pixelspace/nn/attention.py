@@ -20,14 +20,22 @@ from pixelspace.errors import ResourceError, UserError
 Table = TypeVar("Table", bound=Callable[..., Any])
 
 
+def tables_are_fake() -> bool:
+    """Whether what is computed now may be no numbers but a sketch of them, and must not be kept."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
 def tabulated(function: Table) -> Table:
     """Computes a table once for the same arguments; a compiled graph has the computation in itself."""
-    cached = cache(function)
+
+    @cache
+    def cached(*args: Any) -> Any:
+        with torch.inference_mode(False):  # what is kept must serve training, too
+            return function(*args)
 
     @wraps(function)
     def table(*args: Any) -> Any:
-        watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None  # tensors may be fakes
-        return function(*args) if watched else cached(*args)
+        return function(*args) if tables_are_fake() else cached(*args)
 
     return table  # type: ignore[return-value]
 
@@ -37,12 +45,18 @@ Backend = Literal["auto", "reference", "halo", "flex", "natten"]
 TILE = 8  # queries a side of a halo tile; 4 and 16 were slower on CPU
 
 
-def cosine_scaled(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """Queries or keys x (..., N, E) normalised so that products of two are scale (N,) times a cosine (Henry et al.
-    2020)."""
+def inverse_length(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """(..., 1) of x (..., E), in float32 or the better of both types."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, scale.dtype), torch.float32)
     square_sum = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
-    return x * (scale.to(dtype).sqrt()[:, None] * (square_sum + eps).rsqrt()).to(x.dtype)
+    return (square_sum + eps).rsqrt()
+
+
+def cosine_scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """Queries or keys x (..., N, E) normalised so that products of two are scale (N,) times a cosine (Henry et al.
+    2020)."""
+    inverse = inverse_length(x, scale)
+    return x * (scale.to(inverse.dtype).sqrt()[:, None] * inverse).to(x.dtype)
 
 
 # In bfloat16 on a CPU the fused kernel's backward pass takes 3 to 9 times that of plain products up to this many keys.
