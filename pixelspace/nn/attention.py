@@ -5,8 +5,9 @@ shape. Neighborhoods follow NATTEN (Hassani et al. 2023): each query sees exactl
 inward at the borders instead of being padded. One plain reference defines them; the other ways agree with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
+from itertools import product
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -133,19 +134,68 @@ def _halo_mask(h: int, w: int, kernel: int, device: torch.device) -> Tensor:
     return _additive(rearrange(both, "i j t u s r -> (i j) 1 (t u) (s r)"))
 
 
+def _runs(length: int, kernel: int) -> list[tuple[slice, int, int]]:
+    """Of the tiles along an axis those whose halos neither overlap nor leave their stride: (which, the first's first
+    key, the stride)."""
+    tiles, halo = -(-length // TILE), min(TILE + kernel - 1, length)
+    first = [min(max(i * TILE - kernel // 2, 0), length - halo) for i in range(tiles)]
+    apart = -(-halo // TILE)  # tiles
+    regular = [i for i in range(tiles) if first[i] == i * TILE - kernel // 2]
+    classes = [regular[i::apart] for i in range(min(apart, len(regular)))]
+    runs = [(slice(some[0], some[-1] + 1, apart), first[some[0]], apart * TILE) for some in classes]
+    return runs + [(slice(i, i + 1), first[i], TILE) for i in range(tiles) if i not in regular]
+
+
+class _Halos(torch.autograd.Function):
+    """Copies the halos of many tiles at once, and adds their gradients up as they overlap: by strides, not by index."""
+
+    @staticmethod
+    def pairs(x: Tensor, tiled: Tensor, h: int, w: int, kernel: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of the same tokens in x (B, h, w, N, E) and in tiled (i, j, B, N, s, r, E)."""
+        b, down, across, n, e = x.stride()
+        for (i, top, dy), (j, left, dx) in product(_runs(h, kernel), _runs(w, kernel)):
+            there = tiled[i, j]
+            strides = dy * down, dx * across, b, n, down, across, e
+            yield x.as_strided(there.shape, strides, x.storage_offset() + top * down + left * across), there
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: int) -> Tensor:
+        b, h, w, n, e = ctx.shape = x.shape
+        ctx.kernel, tiles = kernel, (-(-h // TILE), -(-w // TILE))
+        out = x.new_empty(*tiles, b, n, *(min(TILE + kernel - 1, side) for side in (h, w)), e)
+        for here, there in _Halos.pairs(x, out, h, w, kernel):
+            there.copy_(here)
+        return out.reshape(tiles[0] * tiles[1], b * n, -1, e)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        b, h, w, n, e = ctx.shape
+        sides = [min(TILE + ctx.kernel - 1, side) for side in (h, w)]
+        grad = grad.reshape(-(-h // TILE), -(-w // TILE), b, n, *sides, e)
+        out = grad.new_zeros(b, n, h, w, e).permute(0, 2, 3, 1, 4)
+        for here, there in _Halos.pairs(out, grad, h, w, ctx.kernel):
+            here.add_(there)
+        return out, None
+
+
+def _halos(x: Tensor, kernel: int) -> Tensor:
+    """x (B, h, w, N, E) to the halos of its tiles (i j, B N, s r, E)."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the passes are joined by compiling
+        return _Halos.apply(x, kernel)
+    h, w = x.shape[1:3]
+    rows, columns = _halo_axis(h, kernel, x.device)[0], _halo_axis(w, kernel, x.device)[0]
+    x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+    return rearrange(x, "b (i s) (j r) n e -> (i j) (b n) (s r) e", i=len(rows), j=len(columns))
+
+
 def _neighborhood_halo(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
     """Tiles of 8 x 8 queries, each with the keys of its halo: memory linear in tokens, and no package needed."""
     b, h, w = q.shape[:3]
-    rows, columns = _halo_axis(h, kernel, q.device)[0], _halo_axis(w, kernel, q.device)[0]
-
-    def gather(x: Tensor) -> Tensor:
-        x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
-        return rearrange(x, "b (i s) (j r) n e -> (i j) (b n) (s r) e", i=len(rows), j=len(columns))
-
-    q = F.pad(q, (0, 0, 0, 0, 0, -w % TILE, 0, -h % TILE))
+    if h % TILE or w % TILE:
+        q = F.pad(q, (0, 0, 0, 0, 0, -w % TILE, 0, -h % TILE))
     tiles = rearrange(q, "b (i t) (j u) n e -> (i j) (b n) (t u) e", t=TILE, u=TILE)
-    out = attend(tiles, gather(k), gather(v), _halo_mask(h, w, kernel, q.device))
-    out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=len(rows), b=b, t=TILE)
+    out = attend(tiles, _halos(k, kernel), _halos(v, kernel), _halo_mask(h, w, kernel, q.device))
+    out = rearrange(out, "(i j) (b n) (t u) e -> b (i t) (j u) n e", i=-(-h // TILE), b=b, t=TILE)
     return out[:, :h, :w]
 
 
