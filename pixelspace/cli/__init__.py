@@ -16,6 +16,7 @@ import tyro
 from pixelspace.cli.data import embed, encode, prepare
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
 from pixelspace.cli.models import demo, import_, recipes, sample, show, train
+from pixelspace.cli.plan import plan
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "train": train,
     "sample": sample,
     "show": show,
+    "plan": plan,
     "import": import_,
     "prepare": prepare,
     "encode": encode,
