@@ -1,7 +1,7 @@
 """A model in hand: sample it, ask it, save it."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -257,17 +257,17 @@ class Model:
             return self._nothing()
         return self.reader([prompts[i % len(prompts)] for i in rows]).cond()
 
-    def _batches(self, prompts: Sequence[list[str]], n: int, batch: int) -> list[list[int]]:
-        """Which of n images are drawn together: where an encoder does not fill up, those whose longest prompts have as
+    def _batches(self, prompts: Sequence[list[str]], images: Sequence[int], batch: int) -> list[list[int]]:
+        """Which of `images` are drawn together: where an encoder does not fill up, those whose longest prompts have as
         many tokens, for an image must not depend on what is padded beside it, which some networks attend to."""
         lengths, encoder = dict[str, int](), self.config.text
         if prompts and encoder and not encoder.fill:
-            each = list({prompt for some in prompts for prompt in some})
+            each = list({some[i % len(some)] for some in prompts for i in images})
             lengths = {
                 one: min(length, encoder.length) for one, length in zip(each, self.reader.lengths(each), strict=True)
             }
         groups = defaultdict[int, list[int]](list)
-        for i in range(n):
+        for i in images:
             groups[max((lengths.get(some[i % len(some)], 0) for some in prompts), default=0)].append(i)
         return [some[at : at + batch] for some in groups.values() for at in range(0, len(some), batch)]
 
@@ -288,8 +288,10 @@ class Model:
         batch: int = 16,
         exact: bool = False,
         first: int = 0,
+        only: Sequence[int] | None = None,
         truncate: bool | None = None,
         every_level: bool = False,
+        each: Callable[[list[int], list[Tensor]], None] | None = None,
     ) -> Any:
         """torch.uint8 (n, H, W, C) on the CPU, of clips (n, T, H, W, C). None means as the recipe says; no label means
         no class.
@@ -303,7 +305,11 @@ class Model:
         prompts, or else 1.
 
         Images `first` to first + n - 1 of the seed are drawn; none depends on n or on `batch` beyond rounding, and with
-        `exact` not at all. `truncate` cuts pixels off to 8 bits or rounds them; see `Codec.decode`.
+        `exact` not at all. `only` lists those of these n, counted from 0, that are to be drawn. `truncate` cuts pixels
+        off to 8 bits or rounds them; see `Codec.decode`.
+
+        With `each` nothing is kept or returned: it is called with every batch as soon as that is drawn, which of the n
+        it has and their levels.
 
         Raises:
             UserError: an argument that the model has no use for.
@@ -318,6 +324,11 @@ class Model:
             raise UserError(f"first must be from 0 on, found {first!r}")
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise UserError(f"batch must be a positive number, found {batch!r}")
+        wanted = range(n) if only is None else only
+        if not wanted and each is None:
+            raise UserError("only: lists no image; leave it out to draw all")
+        if wanted and not 0 <= min(wanted) <= max(wanted) < n:
+            raise UserError(f"only: lists images {min(wanted)} to {max(wanted)}; there are 0 to {n - 1}")
         config = self.config
         height, width = config.size if size is None else (size, size) if isinstance(size, int) else size
         latent_size = config.codec.latent_size((height, width))
@@ -332,7 +343,7 @@ class Model:
         against = None if negative is None else self._prompts("negative", negative, n)
         if against is not None and plan.guidance == 1:
             raise UserError("negative: without guidance nothing is guided away from; set guidance to more than 1")
-        batches, drawn = self._batches([prompts for prompts in (words, against) if prompts], n, batch), []
+        batches, drawn = self._batches([prompts for prompts in (words, against) if prompts], wanted, batch), []
         with tqdm(
             total=len(batches) * plan.steps, desc="sampling", unit="step", disable=not progress, leave=False
         ) as bar:
@@ -359,8 +370,12 @@ class Model:
                     every_level=every_level,
                 )
                 levels = packing.unpack(x0) if packing else [x0]
-                drawn.append(pictures(config.codec, levels, config.backbone.tiles, truncate))
-        in_order = torch.tensor([i for rows in batches for i in rows]).argsort()
+                found = pictures(config.codec, levels, config.backbone.tiles, truncate)
+                drawn.append(found) if each is None else each(rows, found)
+        if each is not None:
+            return None
+        place = {image: at for at, image in enumerate(wanted)}
+        in_order = torch.tensor([place[i] for rows in batches for i in rows]).argsort()
         found = [torch.cat(level)[in_order] for level in zip(*drawn, strict=True)]
         return found if every_level else found[0]
 

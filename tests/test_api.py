@@ -57,6 +57,24 @@ def test_an_image_depends_on_its_seed_and_number_alone(model):
     assert not torch.equal(images[0], images[1])
 
 
+def test_some_of_many_images_are_drawn_as_all_are_and_handed_over_batch_by_batch(model):
+    labels = ["cat", "dog", "newt", "cat", "dog"]
+    images = draw(model, 5, label=labels, exact=True, batch=2)
+    assert torch.equal(draw(model, 5, label=labels, exact=True, batch=2, only=[4, 1, 2]), images[[4, 1, 2]])
+    found = {}
+    assert (
+        draw(
+            model, 5, label=labels, exact=True, batch=2, only=[0, 3, 4], each=lambda at, x: found.update({tuple(at): x})
+        )
+        is None
+    )
+    assert found.keys() == {(0, 3), (4,)} and all(torch.equal(x, images[list(at)]) for at, (x,) in found.items())
+    assert draw(model, 5, only=[], each=lambda at, x: 1 / 0) is None
+    for wrong, words in (([], "lists no image"), ([0, 5], "lists images 0 to 5; there are 0 to 4")):
+        with pytest.raises(UserError, match=words):
+            draw(model, 5, only=wrong)
+
+
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_every_sampler_of_the_table_draws(model, sampler):
     assert draw(model, 1, sampler=sampler, steps=3).shape == (1, 16, 24, 3)

@@ -15,8 +15,9 @@ import tyro
 
 from pixelspace.cli.data import embed, encode, prepare
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
-from pixelspace.cli.models import demo, import_, recipes, sample, show, train
+from pixelspace.cli.models import demo, import_, recipes, show, train
 from pixelspace.cli.plan import plan
+from pixelspace.cli.sampling import sample
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
 

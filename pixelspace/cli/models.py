@@ -1,4 +1,4 @@
-"""Commands about models: train, sample, show, import, recipes, demo."""
+"""Commands about models: train, show, import, recipes, demo."""
 
 import json as json_format
 import sys
@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from pixelspace.cli.given import Settings, cache_folder, recipe_of, weights_folder
 from pixelspace.errors import PixelspaceError, UserError
@@ -118,110 +118,6 @@ def train(
             raise
     if ranks.first:
         print(f"trained: {run} (pixelspace sample {run})")
-
-
-def sample(
-    model: Positional[Path],
-    *,
-    n: Annotated[int | None, arg(aliases=("-n",))] = None,
-    out: Path = Path("samples"),
-    size: tuple[int, ...] = (),
-    label: tuple[str, ...] = (),
-    text: Annotated[tuple[str, ...], UseAppendAction] = (),
-    text_file: Path | None = None,
-    negative: Annotated[tuple[str, ...], UseAppendAction] = (),
-    encoder: Path | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    batch: int = 16,
-    exact: bool = False,
-    levels: bool = False,
-    fps: float | None = None,
-    vae: Path | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Draw images from a model and write them as PNG files, clips as animated WebP, and all together as grid.png.
-
-    Args:
-        model: A run, stage, checkpoint or model folder, or a k-diffusion weights file.
-        n: How many; by default as many as there are prompts, or 16.
-        out: The folder to write to.
-        size: Side, or height and width, in pixels.
-        label: Class name or number; one for all images, or one for each.
-        text: A prompt; may be given again. Image i is of prompt i modulo their number.
-        text_file: More prompts: a .txt with one a line, or .json, .jsonl, .csv.
-        negative: What guidance leads away from; may be given again.
-        encoder: Where the text encoder is, if not where the recipe says.
-        steps: Solver steps; as the recipe says by default.
-        sampler: The solver; as the recipe says by default.
-        guidance: Scale of classifier-free guidance; as the recipe says by default.
-        seed: Image i of a seed is always the same.
-        batch: Images computed at once.
-        exact: The same bits at any n, by computing full batches only.
-        levels: Write the coarser levels of a pyramid, too, as 000000_64.png and so on, by their size.
-        fps: Frames of a clip a second; 8 by default.
-        vae: Where the VAE of a model of latents is, if not where the recipe says.
-        device: cpu, cuda, mps or auto.
-        overwrite: Write into a folder that holds something already.
-        quiet: No progress bar.
-    """
-    if len(size) > 2:
-        raise UserError(f"--size: give a side, or height and width; found {len(size)} numbers")
-    if fps is not None and not 0.1 <= fps <= 1000:
-        raise UserError(f"--fps must be from 0.1 to 1000, found {fps}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(f"{out}: is not empty; give another --out or add --overwrite")
-    from pixelspace.api import open_model
-    from pixelspace.data.grid import save_image
-    from pixelspace.data.pictures import save_picture, sheet, size_name
-    from pixelspace.evaluation.prompts import read_prompts
-
-    prompts = [*text, *(read_prompts(text_file) if text_file is not None else ())]
-    opened = open_model(model, device)
-    clips = opened.config.backbone.tiles > 1
-    if fps is not None and not clips:
-        raise UserError("--fps: this model draws images, not clips; leave it out")
-    if vae is not None:
-        opened.use_vae(vae)
-    if encoder is not None:
-        opened.use_text(encoder)
-    labels = [int(one) if one.lstrip("-").isdecimal() else one for one in label]
-    count = n if n is not None else len(prompts) or 16
-    drawn = opened.sample(
-        count,
-        size=None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
-        label=None if not labels else labels[0] if len(labels) == 1 else labels,
-        text=prompts or None,
-        negative=negative or None,
-        steps=steps,
-        sampler=sampler,
-        guidance=guidance,
-        seed=seed,
-        progress=not quiet,
-        batch=batch,
-        exact=exact,
-        every_level=levels,
-    )
-    columns = len(prompts) if 1 < len(prompts) < count else max(1, round(count**0.5))
-    finest, *coarser = drawn if levels else [drawn]
-    names = [save_picture(one, out / f"{i:06d}", fps or 8).name for i, one in enumerate(finest)]
-    grid = save_image(sheet(finest, columns), out / "grid.png")
-    for level in coarser:
-        for i, one in enumerate(level):
-            save_picture(one, out / f"{i:06d}_{size_name(level)}", fps or 8)
-        save_image(sheet(level, columns), out / f"grid_{size_name(level)}.png")
-    if prompts:
-        lines = (
-            json_format.dumps({"file_name": name, "text": prompts[i % len(prompts)]}) for i, name in enumerate(names)
-        )
-        (out / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{count} {'clips' if clips else 'images'}: {grid}")
 
 
 def import_(

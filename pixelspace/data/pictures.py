@@ -1,16 +1,20 @@
 """What was drawn, as people look at it: uint8 images (n, H, W, C) or clips (n, T, H, W, C), and files of them."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from pixelspace.data.animation import decoded
 from pixelspace.data.codec import Codec
 from pixelspace.data.grid import grid_image, save_image
+from pixelspace.errors import DataError
 
 
 def pictures(codec: Codec, levels: Sequence[Tensor], tiles: int, truncate: bool | None = None) -> list[Tensor]:
@@ -59,3 +63,19 @@ def save_picture(picture: Tensor, path: Path, fps: float) -> Path:
         lossless=True,
     )
     return partial.replace(path.parent / f"{path.name}.webp")
+
+
+def read_picture(path: Path, frames: int, fps: float) -> Tensor:
+    """What `save_picture` wrote at `fps`: uint8 (H, W, 3), or of more than one frame (T, H, W, 3).
+
+    Raises:
+        DataError: absent or damaged.
+    """
+    try:
+        found = [(frame.pts, frame.pixels()) for frame in decoded(path, frames, [])]
+    except DataError as error:
+        raise DataError(f"{path}: {error}; delete it and run the same command again") from error
+    starts, pixels = zip(*found, strict=True)  # of frames that are alike in a row, WebP keeps one, for longer
+    places = [bisect_right(starts, round(1000 * number / fps)) - 1 for number in range(frames)]
+    clip = torch.from_numpy(np.stack([pixels[place] for place in places]))
+    return clip if frames > 1 else clip[0]

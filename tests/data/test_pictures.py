@@ -5,7 +5,8 @@ from PIL import Image
 
 from pixelspace.data.animation import decoded
 from pixelspace.data.grid import grid_image
-from pixelspace.data.pictures import save_picture, sheet, size_name
+from pixelspace.data.pictures import read_picture, save_picture, sheet, size_name
+from pixelspace.errors import DataError
 
 
 def noise(*shape):
@@ -34,6 +35,17 @@ def test_an_image_and_a_clip_of_one_frame_are_png_files(tmp_path, shape):
     path = save_picture(picture, tmp_path / "000000", 8)
     assert path.name == "000000.png"
     assert np.array_equal(np.asarray(Image.open(path)), picture.reshape(6, 10, 3).numpy())
+
+
+def test_pictures_are_read_as_they_were_written_with_frames_that_stand_still(tmp_path):
+    moving, picture = noise(5, 6, 10, 3), noise(6, 10, 3)
+    halting = moving[[0, 1, 1, 1, 4]]
+    for clip in (moving, halting, moving[[2] * 5], moving * torch.tensor([1, 1, 0], dtype=torch.uint8)):
+        assert torch.equal(read_picture(save_picture(clip, tmp_path / "clip", 24), 5, 24), clip)
+    assert torch.equal(read_picture(save_picture(picture, tmp_path / "image", 8), 1, 8), picture)
+    (tmp_path / "image.png").write_bytes((tmp_path / "image.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"image.png: .*; delete it and run the same command again"):
+        read_picture(tmp_path / "image.png", 1, 8)
 
 
 def test_a_sheet_has_a_row_a_clip_and_rows_of_images():
