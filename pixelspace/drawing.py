@@ -131,9 +131,19 @@ _SAYS = "drawn.json"
 
 
 def draw_items(
-    model: Model, prompts: Mapping[str, str], folder: Path, settings: Mapping[str, Any], seed: int, batch: int
+    model: Model,
+    prompts: Mapping[str, str],
+    folder: Path,
+    settings: Mapping[str, Any],
+    seed: int,
+    batch: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
 ) -> Path:
-    """Draws an image for each prompt into `folder`/NAME.png, and returns the folder; those that are there stay.
+    """Draws an image for each prompt into `folder`/NAME.png, and returns the folder; those that are there stay. Of
+    `world` processes that share the work each has its `rank`, and leaves the images of the others alone.
 
     Raises:
         UserError: the model reads no text, or the folder holds images of other weights or settings.
@@ -146,12 +156,12 @@ def draw_items(
     if read_json(folder / _SAYS) != stated:
         raise UserError(f"{folder}: holds images of another model, prompts or settings; give another --out")
     names = list(prompts)
-    for start in range(0, len(names), batch):
+    for start in range(rank * batch, len(names), world * batch):
         some = names[start : start + batch]
         if all((folder / f"{name}.png").is_file() for name in some):
             continue
         text = [prompts[name] for name in some]
-        images = model.sample(text=text, first=start, seed=seed, batch=batch, exact=True, **settings)
+        images = model.sample(text=text, first=start, seed=seed, batch=batch, exact=True, progress=progress, **settings)
         for name, image in zip(some, images.permute(0, 3, 1, 2), strict=True):
             save_image(grid_image(image[None], 1, gap=0), folder / f"{name}.png")
     return folder

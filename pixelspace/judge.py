@@ -250,7 +250,7 @@ def draw_questioned(
     target: Path,
     protocol: Questions,
     out: Path,
-    device: str,
+    computing: Computing,
     *,
     prompts: Path | None = None,
     settings: Mapping[str, Any],
@@ -258,19 +258,20 @@ def draw_questioned(
     batch: int | None = None,
     vae: Path | None = None,
 ) -> Path:
-    """Draws the image of each item that a protocol asks about, and returns their folder, which is in `out`.
+    """Draws the image of each item that a protocol asks about, and returns their folder, which is in `out`. Several
+    processes share the work.
 
     Raises:
         UserError: the model reads no text.
     """
-    model = _of_images(target, device)
+    model = _of_images(target, str(computing.device))
     if vae is not None:
         model.use_vae(vae)
     if model.config.text is None:
         raise UserError(f"{target}: reads no text; {protocol.name} asks about images that were made of its prompts")
     require_place(out)
     said = prompts_of_items(protocol, prompts)
-    return draw_items(model, said, out / "images", settings, seed or 0, batch or _BATCH)
+    return draw_items(model, said, out / "images", settings, seed or 0, batch or _BATCH, **computing.share)
 
 
 def sweep(

@@ -7,6 +7,7 @@ import torch
 
 import pixelspace as ps
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level
+from pixelspace.drawing import draw_items
 from pixelspace.errors import UserError
 from pixelspace.model import Model, ModelConfig
 from pixelspace.nn.text import Text
@@ -123,3 +124,14 @@ def test_a_model_without_words_or_another_place_for_them_says_so(model):
         mute.use_text("elsewhere")
     with pytest.raises(UserError, match="Bytes is part of an installed package"):
         model.use_text("elsewhere")
+
+
+def test_the_images_of_items_are_the_same_of_one_process_and_of_two(model, tmp_path):
+    items = {f"item-{i}": f"{i} cats" for i in range(5)}
+
+    def drawn(place, **share):
+        folder = draw_items(model, items, tmp_path / place, {"steps": 2}, 3, 2, progress=False, **share)
+        return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+    assert sorted(drawn("two", rank=1, world=2)) == ["item-2.png", "item-3.png"]
+    assert drawn("two", rank=0, world=2) == drawn("one") and len(drawn("one")) == 5

@@ -112,8 +112,14 @@ def evaluate(
         if judge.is_model(target):
             given = {name: value for name, value in settings.items() if value is not None}
             target = judge.draw_questioned(
-                target, chosen, out, device, prompts=prompts, settings=given, seed=seed, batch=batch, vae=vae
+                target, chosen, out, computing, prompts=prompts, settings=given, seed=seed, batch=batch, vae=vae
             )
+            if computing.world > 1:
+                print(
+                    f"rank {computing.rank} of {computing.world}: its share of the images is drawn; "
+                    f"when the others' are, the same command as one process asks the questions"
+                )
+                return
         else:
             judge.require_place(out, target)
         report = ask(target, chosen, out, computing, answers=answers, vqa=vqa, prompts=prompts, human=human)
