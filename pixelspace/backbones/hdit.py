@@ -269,7 +269,7 @@ class SelfAttention(nn.Module):
     def __init__(self, level: Level, attention: Attention, cond_width: int, index: int):
         super().__init__()
         width, num_heads = level.width, level.width // attention.head_dim
-        self.attention, self.index, self.num_heads = attention, index, num_heads
+        self.attention, self.index, self.num_heads = attention, index % 2, num_heads  # equal layers are alike
         self.norm = AdaRMSNorm(width, cond_width)
         self.qkv_proj = Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((num_heads,), 10.0))
