@@ -191,7 +191,7 @@ def start_from(state: State, recipe: Recipe, stage: Stage, ancestor: Path) -> tu
     grids = earlier.backbone.positions, stage.backbone.positions
     weights = parts["ema" if init.weights == "ema" else "model"]
     report = transfer(weights, state.network, init.rules, grids)
-    state.average = Average(state.network)
+    state.average = Average(state.network, stage.ema_device)
     if init.ema == "carry":
         tensors = {name: parts["ema"][there] for name, there in report.copied.items()}
         updates, born = saved["ema_updates"], saved.get("ema_born", {})

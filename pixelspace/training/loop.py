@@ -112,7 +112,7 @@ class StageRun:
         begun = bool(checkpoint.candidates(folder / "checkpoints"))
         if begun:  # then no rank needs more than its share
             self.engine.shard(network, device)
-        self.state = State(network, Average(network), stage.optimizer.build(network))
+        self.state = State(network, Average(network, stage.ema_device), stage.optimizer.build(network))
         self._resume_or_start(given, ancestor)
         if not begun and self.engine.shards:
             self.state = self.engine.shared_out(self.state, stage, device)
@@ -156,7 +156,7 @@ class StageRun:
             self.say(f"resuming {self.stage.name} at {self.images:,} images ({resumed.path.name})")
         elif given is not None:
             report = take(self.state.network, self.stage, given)
-            self.state.average = Average(self.state.network)
+            self.state.average = Average(self.state.network, self.stage.ema_device)
             if (init := self.stage.init) and init.match_images and matchable(report):
                 self._match_seam(given, init.match_images)
             self._report(report, given.name)

@@ -58,6 +58,11 @@ def check_ranks(stage: Stage, world: int, sharding: Sharding) -> None:
                 f"stage {stage.name!r}: reduction 'exact' adds gradients in pairs, and {world} ranks are no power of "
                 f"two; take one of {powers}"
             )
+    if stage.ema_device == "cpu" and sharding != "none":
+        raise UserError(
+            f"stage {stage.name!r}: --shard {sharding} leaves each rank little of the average, on its own device; set "
+            f"ema_device to 'same'"
+        )
     own = stage.batch // (lanes if stage.reduction == "exact" else world)
     micro = min(stage.micro or own, own)
     if own % micro:

@@ -35,11 +35,12 @@ def autocast(stage: Stage, device: torch.device) -> torch.autocast:
 @contextmanager
 def evaluating(network: nn.Module, weights: Mapping[str, Tensor], stage: Stage) -> Iterator[Backbone]:
     """The network with other weights, without dropout and gradients; its own weights stay as they are."""
-    device = next(iter(weights.values())).device
+    device = next(network.parameters()).device
+    placed = {name: tensor.to(device) for name, tensor in weights.items()}
 
     def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
         with autocast(stage, device):
-            return functional_call(network, dict(weights), (x, c_noise, cond), keep)
+            return functional_call(network, placed, (x, c_noise, cond), keep)
 
     modes = {module: module.training for module in network.modules()}  # frozen parts never train
     network.eval()

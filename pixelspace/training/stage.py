@@ -62,6 +62,9 @@ class Stage:
     metrics is written. `text` reads the captions for a network that reads text. What the patterns of `freeze` cover
     does not learn. Each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps that
     are not finite among 100 stop the run.
+
+    Weights, gradients, moments and the average are float32. `precision` is what the network computes in.
+    `ema_device` "cpu" keeps the average in the host's memory: the weights are copied to it at every step.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Stage:
     freeze: tuple[str, ...] = ()
     evaluators: tuple[Evaluator, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema_device: Literal["same", "cpu"] = "same"
     micro: int = 0
     lanes: int = 0
     reduction: Literal["fast", "exact"] = "fast"

@@ -87,3 +87,64 @@ def test_the_average_of_what_does_not_learn_is_the_weight_itself():
     assert torch.equal(network.weight, own) and not average.tensors["bias"].any()
     average.update(network, EMA())
     assert torch.equal(network.weight, own) and torch.equal(average.tensors["weight"], own)
+
+
+def moved(network, average, ema, steps):
+    for i in range(steps):
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(i))
+        average.update(network, ema)
+
+
+def test_an_average_on_the_host_has_the_same_bits():
+    network, ema = nn.BatchNorm1d(3), EMA(0.75, 0.99)
+    here, away = Average(network), Average(network, "cpu")
+    for average in (here, away):
+        average.load({"weight": torch.ones(3)}, 4, {"bias": 4})
+    for steps in (1, 3):
+        for average in (here, away):
+            moved(network, average, ema, steps)
+        assert here.updates == away.updates
+        assert here.tensors.keys() == away.tensors.keys()
+        for name, tensor in here.tensors.items():
+            assert torch.equal(away.tensors[name], tensor), name
+
+
+def test_an_average_on_the_host_is_of_the_weights_at_its_update():
+    """It is averaged later, and the weights have moved on then."""
+    network = nn.Linear(2, 2)
+    average = Average(network, "cpu")
+    then = network.weight.detach().clone()
+    average.update(network, EMA())  # the first update copies
+    nn.init.zeros_(network.weight)
+    assert torch.equal(average.tensors["weight"], then)
+
+
+@pytest.mark.gpu
+def test_an_average_of_a_gpu_lies_on_the_host_and_has_the_bits_of_one_there():
+    network, ema = nn.Linear(256, 256).cuda(), EMA()
+    average, twin = Average(network, "cpu"), Average(mirror := nn.Linear(256, 256))
+    twin.load({name: tensor.cpu() for name, tensor in network.state_dict().items()}, 0, {})
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter, there in zip(network.parameters(), mirror.parameters(), strict=True):
+                there.copy_(parameter.normal_())
+        average.update(network, ema)
+        twin.update(mirror, ema)
+    for name, tensor in average.tensors.items():
+        assert tensor.device.type == "cpu" and tensor.is_pinned()
+        assert torch.equal(tensor, twin.tensors[name])
+
+
+def test_an_average_on_the_host_goes_on_from_what_was_saved_to_the_same_bits():
+    network, ema = nn.Linear(3, 2), EMA()
+    whole, before, after = Average(network, "cpu"), Average(network, "cpu"), Average(network, "cpu")
+    values = [torch.randn(2, 3, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    for i, value in enumerate(values):
+        with torch.no_grad():
+            network.weight.copy_(value)
+        whole.update(network, ema)
+        if i == 3:
+            after.load({name: tensor.clone() for name, tensor in before.tensors.items()}, before.updates, before.born)
+        (before if i < 3 else after).update(network, ema)
+    assert torch.equal(whole.tensors["weight"], after.tensors["weight"])
