@@ -64,13 +64,14 @@ from pixelspace.text.cache import Cached
 from pixelspace.text.minilm import MiniLM
 from pixelspace.text.pretrained import Pretrained
 from pixelspace.training.ema import EMA
+from pixelspace.training.low_memory import AdamW8bit
 from pixelspace.training.optim import AdamW, Constant, Exponential, Group, Inverse
 from pixelspace.training.stage import Inherit, Recipe, Stage
 
 VALUES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Recipe, Stage, Inherit, Rule, AdamW, Group, Constant, Inverse, Exponential, EMA),
+        *(Recipe, Stage, Inherit, Rule, AdamW, AdamW8bit, Group, Constant, Inverse, Exponential, EMA),
         *(HDiTConfig, Level, Global, Neighborhood, ShiftedWindow),
         *(MaskDiTConfig, Decoder),
         *(CoreConfig, ShallowUViTConfig, UViTConfig),

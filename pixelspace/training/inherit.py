@@ -71,7 +71,7 @@ def planned(recipe: Recipe) -> dict[str, Plan]:
                 grids = ancestor.backbone.positions, stage.backbone.positions
                 report = transfer(plans[ancestor.name].network.state_dict(), network, stage.init.rules, grids)
             frozen = freeze(network, stage.freeze)
-            stage.optimizer.build(network)
+            stage.optimizer.placed(network)
         except UserError as error:
             heir = f" (from {stage.init.stage!r})" if stage.init and report is None else ""
             levels = _levels(recipe[stage.init.stage].backbone, stage.backbone) if stage.init and heir else ""

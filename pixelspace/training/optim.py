@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +114,8 @@ class AdamW:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"AdamW: betas must be in [0, 1), found {self.betas}")
 
-    def build(self, network: nn.Module) -> torch.optim.AdamW:
-        """The optimiser over what learns of `network.param_groups()`, each group with its `lr_factor`.
+    def placed(self, network: nn.Module) -> list[dict[str, Any]]:
+        """What learns of `network.param_groups()` by group, each with its `lr_factor`.
 
         Raises:
             UserError: one of `groups` covers nothing that learns.
@@ -139,7 +140,19 @@ class AdamW:
             if (names := tuple(name for name in group.names if name in own and own[name] is ours))
         ]
         assert not parameters, f"in no parameter group: {sorted(parameters)}"
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return groups
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser over what learns of `network.param_groups()`, each group with its `lr_factor`.
+
+        Raises:
+            UserError: one of `groups` covers nothing that learns.
+        """
+        return torch.optim.AdamW(self.placed(network), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+    def moment_bytes(self, parameter: Tensor) -> int:
+        """What the optimiser holds of a parameter: two moments of its size, and its count of steps."""
+        return 2 * parameter.nbytes + 4
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, images: int, batch: int) -> None:
@@ -158,16 +171,34 @@ def step_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_PARTS = ("codes", "scale")
+
+
+def _plain(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments as plain tensors: those of 8 bits are codes, and scales of blocks of them."""
+    plain = dict[str, Tensor]()
+    for key in _MOMENTS:
+        parts = [part for part in _PARTS if hasattr(moments[key], part)]
+        plain |= {f"{key}_{part}": getattr(moments[key], part) for part in parts} or {key: moments[key]}
+    return plain
+
+
+def _blank(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """A parameter's moments before its first step."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        step = torch.zeros((), device=parameter.device)
+        return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    return optimizer.blank(parameter)  # type: ignore[attr-defined]
 
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments as `<parameter>.<moment>`: order plays no part in them."""
     return {
-        f"{name}.{key}": optimizer.state[parameter][key]
+        f"{name}.{key}": tensor
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
         if parameter in optimizer.state
-        for key in _MOMENTS
+        for key, tensor in _plain(optimizer.state[parameter]).items()
     }
 
 
@@ -175,19 +206,24 @@ def load_state_by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     """Restores what `state_by_name` gave.
 
     Raises:
-        CheckpointError: names that are not the optimiser's own.
+        CheckpointError: names that are not the optimiser's own, or moments of another kind.
     """
     left = set(tensors)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            keys = {key: f"{name}.{key}" for key in _MOMENTS}
-            if keys["step"] not in left:
+            if f"{name}.step" not in left:
                 continue
-            moments = {key: tensors[full].clone() for key, full in keys.items() if full in left}
-            if moments.keys() != keys.keys() or moments["exp_avg"].shape != parameter.shape:
-                raise CheckpointError(f"optimiser state of {name!r} does not fit the network")
-            moments = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
+            moments = _blank(optimizer, parameter.detach())
+            for key, tensor in _plain(moments).items():
+                full = f"{name}.{key}"
+                if full not in left or tensors[full].shape != tensor.shape:
+                    found = ", ".join(sorted(f"{one} {tuple(tensors[one].shape)}" for one in left if name in one))
+                    raise CheckpointError(
+                        f"optimiser state of {name!r} does not fit the network or its optimizer: expected {full} "
+                        f"{tuple(tensor.shape)}, found {found}; take the optimizer of then, or leave moments behind"
+                    )
+                tensor.copy_(tensors[full])
+                left.remove(full)
             optimizer.state[parameter] = moments
-            left -= set(keys.values())
     if left:
         raise CheckpointError(f"optimiser state of unknown parameters: {sorted(left)[:3]}")
