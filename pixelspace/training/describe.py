@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pixelspace.growth.transfer import Report
 from pixelspace.training.inherit import Plan, planned
-from pixelspace.training.memory import activation_bytes
+from pixelspace.training.memory import Memory, activation_bytes, predicted
 from pixelspace.training.stage import Recipe, Stage
 
 
@@ -25,12 +25,6 @@ def _tree(module: nn.Module, depth: int, indent: str) -> list[str]:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def _activations(stage: Stage) -> tuple[int, int]:
-    """Bytes for one image, and for each one more: weights in bfloat16 are saved once."""
-    one = activation_bytes(stage, 1)
-    return one, activation_bytes(stage, 2) - one
 
 
 def _line(what: str, number: str) -> str:
@@ -52,12 +46,23 @@ def _inherited(report: Report, own: Mapping[str, Tensor], source: Mapping[str, T
     ]
 
 
-def _stage(stage: Stage, plans: Mapping[str, Plan], activations: tuple[int, int], depth: int) -> list[str]:
+def _memory(held: Memory, stage: Stage) -> list[str]:
+    micro = stage.micro or stage.batch
+    average = ", EMA" if stage.ema_device == "same" else ""
+    parts = {"weights": held.weights, "gradients": held.gradients, "moments": held.moments, "EMA": held.average}
+    return [
+        _line("activations for backward, one image", _gib(held.activations / micro)),
+        _line(f"training: weights, gradients, moments{average}", _gib(held.total - held.activations)),
+        *(_line(f"  {name}", _gib(size)) for name, size in parts.items() if size),
+        _line(f"and activations of {micro:,} at once", _gib(held.activations)),
+        _line("together", _gib(held.total)),
+    ]
+
+
+def _stage(stage: Stage, plans: Mapping[str, Plan], memory: list[str], depth: int) -> list[str]:
     plan = plans[stage.name]
     count, height, width = _count(plan.network), *stage.size
-    learnt = sum(parameter.numel() for parameter in plan.network.parameters() if parameter.requires_grad)
     still = sum(plan.network.get_parameter(name).numel() for name in plan.frozen)
-    micro, (one, each) = stage.micro or stage.batch, activations
     h, w = stage.shape[1:]
     tokens = stage.text.length if stage.text else 0
     kept, whole = stage.objective.kept(h, w, 0.0), stage.backbone.macs(h, w, tokens=tokens)
@@ -77,12 +82,7 @@ def _stage(stage: Stage, plans: Mapping[str, Plan], activations: tuple[int, int]
     if kept is not None:
         macs = stage.backbone.macs(h, w, kept, tokens)
         lines.append(_line(f"  of {kept} kept patches", f"{macs / 1e9:,.3f}") + " GMAC")
-    return [
-        *lines,
-        _line("activations for backward, one image", _gib(each)),
-        _line("training: weights, gradients, moments, EMA", _gib(4 * count + 16 * learnt)),
-        _line(f"and activations of {micro:,} at once", _gib(one + each * (micro - 1))),
-    ]
+    return [*lines, *memory]
 
 
 def describe(recipe: Recipe, depth: int = 1) -> str:
@@ -92,11 +92,13 @@ def describe(recipe: Recipe, depth: int = 1) -> str:
         UserError: what stages inherit or freeze does not fit their networks.
     """
     lines, plans = [f"{recipe.name} (seed {recipe.seed})"], planned(recipe)
-    known = dict[tuple, tuple[int, int]]()
+    known = dict[tuple, int]()
     for stage in recipe.stages:
-        decides = stage.backbone, stage.objective, stage.text, stage.shape, stage.freeze
-        decides = *decides, stage.precision, stage.checkpointing
-        if decides not in known:  # seconds at 8 billion parameters
-            known[decides] = _activations(stage)
-        lines += ["", *_stage(stage, plans, known[decides], depth)]
+        network = plans[stage.name].network
+        of = stage.batch if stage.objective.layout else 0  # decides which rows of a pyramid are finer ones
+        kind = stage.backbone, stage.objective, stage.text, stage.shape, stage.freeze, stage.precision
+        kind = *kind, stage.checkpointing, stage.micro or stage.batch, of
+        if kind not in known:
+            known[kind] = activation_bytes(stage, stage.micro or stage.batch, network=network)
+        lines += ["", *_stage(stage, plans, _memory(predicted(stage, network, known[kind]), stage), depth)]
     return "\n".join(lines)
