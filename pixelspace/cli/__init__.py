@@ -7,6 +7,7 @@ interrupted.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -56,7 +57,7 @@ def _foreseen(error: Exception) -> PixelspaceError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return ResourceError(f"{error.filename or 'the disk'}: {error.strerror}")
     kind = type(error).__name__
-    if kind in ("OutOfMemoryError", "MemoryError") or "not enough memory" in str(error):
+    if kind in ("OutOfMemoryError", "MemoryError") or re.search("not enough memory|can't allocate memory", str(error)):
         return ResourceError(f"out of memory: {_line(error)}; lower stages.0.micro or the batch")
     if kind == "ValidationError" and hasattr(error, "errors"):
         first = error.errors()[0]  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pixelspace.growth.transfer import Report
 from pixelspace.training.inherit import Plan, planned
-from pixelspace.training.memory import Memory, activation_bytes, predicted
+from pixelspace.training.memory import Memory, activation_bytes, gib, predicted
 from pixelspace.training.stage import Recipe, Stage
 
 
@@ -21,10 +21,6 @@ def _tree(module: nn.Module, depth: int, indent: str) -> list[str]:
             lines.append(f"{indent}{name:<{44 - len(indent)}} {count:>15,}")
             lines += _tree(child, depth - 1, indent + "  ") if depth > 1 else []
     return lines
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _line(what: str, number: str) -> str:
@@ -51,11 +47,11 @@ def _memory(held: Memory, stage: Stage) -> list[str]:
     average = ", EMA" if stage.ema_device == "same" else ""
     parts = {"weights": held.weights, "gradients": held.gradients, "moments": held.moments, "EMA": held.average}
     return [
-        _line("activations for backward, one image", _gib(held.activations / micro)),
-        _line(f"training: weights, gradients, moments{average}", _gib(held.total - held.activations)),
-        *(_line(f"  {name}", _gib(size)) for name, size in parts.items() if size),
-        _line(f"and activations of {micro:,} at once", _gib(held.activations)),
-        _line("together", _gib(held.total)),
+        _line("activations for backward, one image", gib(held.activations / micro)),
+        _line(f"training: weights, gradients, moments{average}", gib(held.total - held.activations)),
+        *(_line(f"  {name}", gib(size)) for name, size in parts.items() if size),
+        _line(f"and activations of {micro:,} at once", gib(held.activations)),
+        _line("together", gib(held.total)),
     ]
 
 

@@ -210,6 +210,11 @@ def activation_bytes(stage: Stage, batch: int = 1, *, network: nn.Module | None 
     return _kept_bytes(_blank(stage) if network is None else network, stage, batch)
 
 
+def gib(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that a step holds on its device; activations are what autograd keeps of the images computed at once."""
