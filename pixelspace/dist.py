@@ -72,6 +72,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """The memory of a CUDA device; None: of others it is not known."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+
+
 class Ranks:
     """The processes that compute one run: which of how many this is, and how they meet. Alone, all of it is nothing."""
 

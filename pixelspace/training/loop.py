@@ -22,8 +22,8 @@ import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data.dataset import Dataset
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read
-from pixelspace.dist import Ranks
-from pixelspace.errors import CheckpointError, DataError, NumericalError, Stopped, UserError
+from pixelspace.dist import Ranks, device_bytes
+from pixelspace.errors import CheckpointError, DataError, NumericalError, ResourceError, Stopped, UserError
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import Report
 from pixelspace.nn.weights import digest, load_weights
@@ -35,6 +35,7 @@ from pixelspace.training.inherit import Given, matchable, start_from, take, writ
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
+from pixelspace.training.room import is_out_of_memory, no_room
 from pixelspace.training.seam import match_seam, samples
 from pixelspace.training.stage import Recipe, Stage
 from pixelspace.training.standing import check_start, is_done, stage_folder
@@ -240,7 +241,7 @@ class StageRun:
                 network = self.stage.backbone.build()
         try:
             if self.ranks.first:
-                with evaluating(network, tensors, self.stage) as backbone:
+                with evaluating(network, tensors, self.stage, self.device) as backbone:
                     yield backbone, tensors
             else:
                 yield None
@@ -413,7 +414,12 @@ class StageRun:
                 self.note_unreadable(raw)
                 step = state.step
                 given = state, self.forward, stage, raw, self.rng, self.reader
-                coming.append((step, raw, train_step(*given, self.engine, stop.is_set())))
+                try:
+                    coming.append((step, raw, train_step(*given, self.engine, stop.is_set())))
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        raise ResourceError(no_room(self.stage, device_bytes(self.device))) from error
+                    raise
                 settle(1)  # not of this step, which the device may still be at
                 bar.update(stage.batch)
                 done = self.images >= stage.images

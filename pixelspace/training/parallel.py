@@ -28,6 +28,7 @@ from pixelspace.dist import Ranks, machine_world
 from pixelspace.errors import UserError
 from pixelspace.store import Piece, Rows
 from pixelspace.training.ema import Average
+from pixelspace.training.low_memory import AdamW8bit
 from pixelspace.training.optim import load_state_by_name
 from pixelspace.training.run import differences
 from pixelspace.training.stage import Recipe, Stage
@@ -62,6 +63,11 @@ def check_ranks(stage: Stage, world: int, sharding: Sharding) -> None:
         raise UserError(
             f"stage {stage.name!r}: --shard {sharding} leaves each rank little of the average, on its own device; set "
             f"ema_device to 'same'"
+        )
+    if isinstance(stage.optimizer, AdamW8bit) and sharding != "none":
+        raise UserError(
+            f"stage {stage.name!r}: moments of 8 bits stand in blocks that --shard {sharding} would cut; set "
+            f"optimizer.type to AdamW, or leave --shard out"
         )
     own = stage.batch // (lanes if stage.reduction == "exact" else world)
     micro = min(stage.micro or own, own)

@@ -33,9 +33,12 @@ def autocast(stage: Stage, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def evaluating(network: nn.Module, weights: Mapping[str, Tensor], stage: Stage) -> Iterator[Backbone]:
-    """The network with other weights, without dropout and gradients; its own weights stay as they are."""
-    device = next(network.parameters()).device
+def evaluating(
+    network: nn.Module, weights: Mapping[str, Tensor], stage: Stage, device: torch.device | None = None
+) -> Iterator[Backbone]:
+    """The network with other weights, without dropout and gradients, on a device (None: its own); its own weights stay
+    as they are."""
+    device = device or next(network.parameters()).device
     placed = {name: tensor.to(device) for name, tensor in weights.items()}
 
     def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:

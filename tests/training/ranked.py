@@ -33,6 +33,14 @@ def _one_stage(stage, name: str, steps: int, **changes) -> Recipe:
     return Recipe(name, (replace(stage, init=None, freeze=(), **COMMON, **times, **changes),))
 
 
+def _growing() -> Recipe:
+    """Without dropout, whose draws go by the split of a batch."""
+    recipe = growing.recipe()
+    cores = (replace(stage.backbone, core=replace(growing.CORE, dropout=0.0)) for stage in recipe.stages)
+    stages = (replace(stage, backbone=core) for stage, core in zip(recipe.stages, cores, strict=True))
+    return replace(recipe, stages=tuple(stages))
+
+
 def recipes() -> dict[str, Recipe]:
     """One of every system, and their hard cases: labels dropped, patches masked in some steps only, text, levels of
     which a rank has no sample, and a core that is inherited frozen and let go with its moments."""
@@ -47,7 +55,7 @@ def recipes() -> dict[str, Recipe]:
         "masked": _one_stage(falling, "masked", 4),
         "nested": _one_stage(nested, "nested", 3, objective=mixed),
         "uvit": _one_stage(shallow, "uvit", 3),
-        "growing": growing.recipe(),
+        "growing": _growing(),
     }
 
 
