@@ -72,17 +72,23 @@ def seconds(action: Callable[[], object], device: str) -> float:
 
 @dataclass
 class Cell:
-    """A network in training, and what is done with it: forward and backward alone, and a whole step."""
+    """A network in training, and what is done with it: forward and backward alone, then the optimiser and the average
+    alone, and a whole step."""
 
     stage: Any
     state: Any
     both: Callable[[], None]
+    update: Callable[[], None]
     step: Callable[[], object]
 
 
-def made(stage: Any, device: str) -> Callable[[], Cell]:
-    """What builds the cell of a stage, the first of its images read already."""
+def made(
+    stage: Any, device: str, plain: Callable[[Any], Any] | None = None, compiled: bool = False
+) -> Callable[[], Cell]:
+    """What builds the cell of a stage, the first of its images read already; with `plain` the network and its step
+    stand as one would first write them."""
     import torch
+    from plain.training import Training
 
     from pixelspace.data.loader import read, to_model_space
     from pixelspace.growth.freeze import freeze
@@ -104,31 +110,40 @@ def made(stage: Any, device: str) -> Callable[[], Cell]:
         network = stage.backbone.build().to(where)
         network.checkpointing = stage.checkpointing
         freeze(network, stage.freeze)
-        state = State(network, Average(network), stage.optimizer.build(network))
+        own = plain(network) if plain else network
+        called = torch.compile(own) if compiled else own
 
         def forward(x, c_noise, cond, **keep):
             with autocast(stage, where):
-                return network(x, c_noise, cond, **keep)
+                return called(x, c_noise, cond, **keep)
 
         def both() -> None:
             stage.objective.loss(forward, batch, draw).mean().backward()
 
-        return Cell(stage, state, both, lambda: train_step(state, forward, stage, raw, rng, reader))
+        if plain:
+            learner = Training(own, forward, stage, network)
+            return Cell(stage, learner, both, learner.update, lambda: learner.step(raw, rng))
+        state = State(network, Average(network), stage.optimizer.build(network))
+
+        def update() -> None:
+            state.optimizer.step()
+            state.average.update(network, stage.ema)
+
+        return Cell(stage, state, both, update, lambda: train_step(state, forward, stage, raw, rng, reader))
 
     return build
 
 
 def timed(cells: dict[Any, Cell], repeats: int, device: str) -> dict[Any, dict[str, list[float]]]:
     """Seconds by cell, action and repeat; repeats go round the cells, after two in which they load and allocate."""
-    found = {key: {"both": [], "step": []} for key in cells}
+    found: dict[Any, dict[str, list[float]]] = {key: {"both": [], "update": [], "step": []} for key in cells}
     for repeat in range(repeats + 2):
         for key, cell in cells.items():
-            both = seconds(cell.both, device)
+            took = {what: seconds(getattr(cell, what), device) for what in ("both", "update")}
             cell.state.optimizer.zero_grad(set_to_none=True)
-            step = seconds(cell.step, device)
-            if repeat >= 2:
-                found[key]["both"].append(both)
-                found[key]["step"].append(step)
+            took["step"] = seconds(cell.step, device)
+            for what, time_taken in took.items() if repeat >= 2 else ():
+                found[key][what].append(time_taken)
     return found
 
 

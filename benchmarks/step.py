@@ -1,23 +1,36 @@
-"""A training step of every system at about equal size: time and memory, and of a pyramid what each of its levels adds.
+"""A training step of every system: beside the same written as one first would, at about equal size, and its data.
 
-    python benchmarks/step.py [--device cpu] [--precision fp32] [--batch 4] [--repeats 7] [--sizes toy small]
+    python benchmarks/step.py [--device cpu] [--precision fp32] [--batch 4] [--repeats 7]
+        [--tables rivals systems waits] [--cases ...] [--modes eager compiled] [--sizes toy small]
 
-Images of 64 x 64 pixels in 8 classes, a fresh network of each system, eager. `toy` has 3 to 5 million parameters,
-`small` 28 to 43. MaskDiT is shown half of its patches. A nested UNet has the widths of the plain one and each grid
-between two of its levels twice; a table of levels has what each costs over the network inside it alone. Repeats go
-round the networks in turn, so that a busy moment of the machine hits all of them; on a CPU they take one thread, whose
-own time counts. Prints Markdown: median (fastest to slowest) milliseconds, and how many times as fast as the UNet; MiB
-of weights, and of what autograd keeps for the backward pass, weights not counted (a step also holds gradients, two
-moments and an average, each as large as the weights).
+`rivals`: images a second, eager and compiled, of ours and of the same network and step without care (`plain/`: dense
+masks or gathered neighbors, no tables kept, the optimiser and the average tensor by tensor), how many times as fast as
+the first of these, how much of a step the optimiser and the average take, and the most memory that a step holds above
+weights, moments and average, in a process of its own.
+
+`waits`: how much of a step of shipped recipes goes by before its images are there, as the training loop logs it.
+
+`systems`: images of 64 x 64 pixels in 8 classes, a fresh network of each system, eager. `toy` has 3 to 5 million
+parameters, `small` 28 to 43. MaskDiT is shown half of its patches. A nested UNet has the widths of the plain one and
+each grid between two of its levels twice; a table of levels has what each costs over the network inside it alone.
+Median (fastest to slowest) milliseconds, and how many times as fast as the UNet; MiB of weights, and of what autograd
+keeps for the backward pass, weights not counted (a step also holds gradients, two moments and an average, each as large
+as the weights).
+
+Repeats go round the networks in turn, so that a busy moment of the machine hits all of them; on a CPU they take one
+thread, whose own time counts. Prints Markdown.
 """
 
 import argparse
 from statistics import median
 from typing import Any
 
+import rivals
+import waiting
 from measure import Cell, asked, column, machine, made, timed
 from pyramids import Sides, backbone_of, objective_of
 
+TABLES = ("rivals", "systems", "waits")
 SIDE, CLASSES = 64, 8
 PYRAMID = (64, 32, 16)
 WIDTHS = {"toy": {64: 32, 32: 64, 16: 96, 8: 128}, "small": {64: 64, 32: 128, 16: 256, 8: 384}}
@@ -146,14 +159,25 @@ def main() -> None:
     """Prints the tables."""
     parser = asked(__doc__, batch=4)
     parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--cases", nargs="+", choices=rivals.CASES, default=list(rivals.CASES))
+    parser.add_argument("--modes", nargs="+", choices=rivals.MODES, default=list(rivals.MODES))
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)  # case, way, mode
     given = parser.parse_args()
     import torch
 
     if given.device == "cpu":
         torch.set_num_threads(1)
+    if given.peak:
+        print(rivals.peak(*given.peak, given))
+        return
     print(machine(given))
-    for size in given.sizes:
+    if "rivals" in given.tables:
+        rivals.report(given)
+    for size in given.sizes if "systems" in given.tables else ():
         report(size, given)
+    if "waits" in given.tables:
+        waiting.report(given)
 
 
 if __name__ == "__main__":

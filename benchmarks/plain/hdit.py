@@ -275,6 +275,6 @@ def plain(network: nn.Module, way: Way = "mask") -> nn.Module:
     config = network.config
     assert isinstance(config, HDiTConfig) and not config.text and not config.micro
     parameter = next(network.parameters())
-    found = HDiT(config, way).to(parameter.device, parameter.dtype)
+    found = HDiT(config, way).to(parameter.device, parameter.dtype).train(network.training)
     found.load_state_dict(network.state_dict())
     return found

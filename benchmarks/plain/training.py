@@ -29,6 +29,14 @@ class Training:
             groups, lr=given.lr, betas=given.betas, eps=given.eps, foreach=False, fused=False
         )
 
+    def update(self) -> None:
+        """Moves the weights by their gradients, and the average towards them."""
+        self.optimizer.step()
+        decay = self.stage.ema.decay(self.steps)
+        with torch.no_grad():
+            for past, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                past.mul_(decay).add_(now, alpha=1 - decay)
+
     def step(self, raw: Raw, rng: Rng) -> float:
         """The loss of one step."""
         stage, seen = self.stage, self.steps * self.stage.batch
@@ -43,11 +51,7 @@ class Training:
             rate = stage.optimizer.lr * stage.schedule.factor(seen, stage.images, stage.batch)
             for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
                 group["lr"] = rate * factor
-            self.optimizer.step()
-            decay = stage.ema.decay(self.steps)
-            with torch.no_grad():
-                for past, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                    past.mul_(decay).add_(now, alpha=1 - decay)
+            self.update()
         self.optimizer.zero_grad()
         self.steps += 1
         return loss.item()

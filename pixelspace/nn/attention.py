@@ -199,7 +199,7 @@ def _neighborhood_halo(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
     return out[:, :h, :w]
 
 
-@cache
+@tabulated
 def _flex_mask(h: int, w: int, kernel: int, device: torch.device):
     from torch.nn.attention.flex_attention import create_block_mask
 

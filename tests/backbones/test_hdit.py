@@ -1,9 +1,15 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood, ShiftedWindow
 from pixelspace.errors import UserError
 from tests.backbones.cases import HDIT, conditions
+from tests.backbones.test_backbones import awake
+
+LOCAL = HDiTConfig(
+    (Level(16, 1, Neighborhood(8, kernel=3)),), patch=(1, 1), mapping_width=16, mapping_depth=1, num_classes=4
+)
 
 
 def test_labels_as_rows_are_mixtures_and_zero_rows_are_none():
@@ -75,3 +81,18 @@ def test_valid_sizes_follow_from_levels_kernels_and_windows(config, size, messag
 def test_senseless_networks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_steps_and_stages_need_no_graph_but_one_a_grid():
+    graphs = CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    for _ in range(2):  # the later stage has a network of its own
+        network = awake(LOCAL).train()
+        compiled = torch.compile(network, backend=graphs, fullgraph=True, dynamic=False)
+        for step, side in enumerate((4, 20, 4, 20, 20)):
+            x, c_noise = torch.randn(2, 3, side, side, dtype=torch.float64), torch.full((2,), step, dtype=torch.float64)
+            cond = {"label": torch.tensor([0, step % 3])}
+            out = compiled(x, c_noise, cond)
+            torch.testing.assert_close(out, network(x, c_noise, cond))
+            out.square().sum().backward()
+    assert graphs.frame_count == 2

@@ -1,7 +1,9 @@
+import pytest
 import torch
+import torch.nn.functional as F
 
 from pixelspace.nn.embed import FourierFeatures
-from pixelspace.nn.mlp import FeedForward
+from pixelspace.nn.mlp import FeedForward, gated
 from pixelspace.nn.norm import AdaRMSNorm, RMSNorm, rms_norm
 from pixelspace.nn.resample import TokenMerge, TokenSplit, TokenSplitSkip
 
@@ -50,3 +52,39 @@ def test_fourier_features_are_cosines_then_sines_and_unrounded_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), layer(x).float())
         torch.testing.assert_close(layer(x), torch.cat([phase.cos(), phase.sin()], -1), rtol=1e-5, atol=1e-5)
+
+
+def by_autograd(x, scale):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scale = scale.reshape(-1, *(1,) * (x.ndim - 2), x.shape[-1]) if scale.ndim > 1 else scale
+    return (x.to(wide) * scale.to(wide) * (x.to(wide).square().mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    "shapes", [((3, 4, 5, 16), (3, 16)), ((3, 16), (16,)), ((2, 7, 16), (16,)), ((0, 4, 16), (16,))]
+)
+def test_the_norm_has_the_gradients_of_its_formula(dtype, near, shapes):
+    x, scale, weight = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in (*shapes, shapes[0]))
+    results = []
+    for way in (rms_norm, by_autograd):
+        out = way(x, scale)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), (x, scale))])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.shape == expected.shape and ours.dtype == expected.dtype
+        assert not ours.numel() or (ours - expected).abs().max() <= near * expected.abs().max()
+
+
+def test_the_gate_has_the_gradients_of_its_formula():
+    x = torch.randn(2, 3, 10, dtype=torch.float64, requires_grad=True)
+    a, gate = x.chunk(2, -1)
+    assert torch.equal(gated(x), a * F.gelu(gate))
+    assert torch.autograd.gradcheck(gated, x)
+
+
+def test_norm_and_gate_keep_their_input_alone():
+    x, scale, kept = torch.randn(2, 50, 16, requires_grad=True), torch.ones(16), set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: kept.add(y.untyped_storage().data_ptr()) or y, lambda y: y):
+        out = gated(rms_norm(x, scale))
+        assert x.untyped_storage().data_ptr() in kept and len(kept) == 4  # and scale, 1 / rms, and what the gate sees
+    assert out.shape == (2, 50, 8)

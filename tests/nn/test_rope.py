@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pixelspace.nn.attention import cosine_scaled
 from pixelspace.nn.rope import AxialRoPE, axial_frequencies, axial_positions, rotate
 
 
@@ -45,3 +47,45 @@ def test_rotation_keeps_lengths_and_leaves_half_of_a_head():
     y = rope(x)
     torch.testing.assert_close(y.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(y[..., 8:], x[..., 8:]) and not torch.equal(y[..., :8], x[..., :8])
+
+
+def heads_one_by_one(rope, qkv, scale):
+    q, k, v = qkv.unbind(3)
+    return rope(cosine_scaled(q, scale)), rope(cosine_scaled(k, scale)), v
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_heads_are_scaled_and_turned_with_the_gradients_of_both(dtype, near):
+    rope = AxialRoPE(2, 16).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    qkv = torch.randn(3, 4, 5, 3, 2, 16, dtype=dtype, requires_grad=True)
+    scale = torch.tensor([3.0, 10.0], dtype=rope.freqs.dtype, requires_grad=True)
+    weights = torch.randn(3, 3, 4, 5, 2, 16, dtype=dtype)
+    results = []
+    for way in (rope.heads, lambda *given: heads_one_by_one(rope, *given)):
+        found = way(qkv, scale)
+        loss = sum((y * weight).sum() for y, weight in zip(found, weights, strict=True))
+        results.append([*found, *torch.autograd.grad(loss, (qkv, scale))])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype and (ours - expected).abs().max() <= near * expected.abs().max()
+
+
+def test_a_grid_s_angles_are_made_once_and_anew_for_other_frequencies():
+    rope, other = AxialRoPE(2, 16), AxialRoPE(2, 16)
+    cos, sin = rope.turns(4, 6)
+    assert rope.turns(4, 6)[0] is cos and other.turns(4, 6)[1] is sin
+    before = rope(torch.ones(1, 4, 6, 2, 16))
+    rope.freqs.mul_(2)
+    torch.testing.assert_close(rope.turns(4, 6)[0], 2 * cos**2 - 1)
+    assert not torch.equal(rope(torch.ones(1, 4, 6, 2, 16)), before)
+    assert rope.double().turns(4, 6)[0].dtype == torch.float64 and rope.turns(6, 4)[0].shape[:2] == (6, 4)
+
+
+def test_angles_that_were_only_sketched_or_inferred_are_not_kept():
+    rope = AxialRoPE(3, 24)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rope.turns(5, 7)
+    with torch.inference_mode():
+        rope.turns(5, 7)
+    x = torch.randn(1, 5, 7, 3, 3, 24, requires_grad=True)
+    torch.stack(rope.heads(x, torch.ones(3))).sum().backward()
+    assert torch.isfinite(x.grad).all()
