@@ -163,7 +163,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b l (t n e) -> t b n l e", t=3, n=self.num_heads).unbind()
+        q, k, v = (rearrange(y, "b l (n e) -> b n l e", n=self.num_heads) for y in self.qkv(x).chunk(3, -1))
         return self.proj(rearrange(attend(q, k, v, scale=q.shape[-1] ** -0.5), "b n l e -> b l (n e)"))
 
 

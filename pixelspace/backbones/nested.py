@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pixelspace.backbones.unet_body import Body, UNetBody, check_inputs, check_multiple, grouped
 from pixelspace.config import value
 from pixelspace.errors import UserError
-from pixelspace.nn.conv import zeroed
+from pixelspace.nn.conv import laid_out, zeroed
 from pixelspace.nn.frames import tiled, untiled
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
@@ -208,7 +208,7 @@ class NestedUNet(Body):
             return [x, *self.inner_unet.nested(rest, c_noise, cond, shared, None)[0]], x
         given = self.given(c_noise, cond, shared, count)
         x = untiled(x, side)
-        h = self.conv_in(normalised(x) if self.config.normalise else x)
+        h = laid_out(self.conv_in(normalised(x) if self.config.normalise else x))
         h, skips = self.downwards(h if features is None else h + untiled(features, side), given)
         inwards = F.pad(self.in_adapter(tiled(h, last)), (0, 0, 0, 0, 0, 0, 0, len(rest[0]) - count))
         outs, outwards = self.inner_unet.nested(rest, c_noise, cond, shared, inwards)

@@ -20,7 +20,7 @@ from pixelspace.backbones.unet_body import (
     run,
 )
 from pixelspace.config import value
-from pixelspace.nn.conv import RowLayer
+from pixelspace.nn.conv import RowLayer, laid_out
 from pixelspace.nn.embed import label_rows
 from pixelspace.nn.text import additive
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
@@ -203,7 +203,7 @@ class UNet(Body):
         the finer level enter beside x."""
         (x,) = xs
         given = self.given(c_noise, cond, shared, len(x))
-        h = self.conv_in(x)
+        h = laid_out(self.conv_in(x))
         h, skips = self.downwards(h if features is None else h + features, given)
         for block in self.mid_blocks:
             h, _ = block(h, given)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelspace.config import value
 from pixelspace.errors import UserError
-from pixelspace.nn.conv import Downsample, ImageAttention, ResBlock, Upsample, zeroed
+from pixelspace.nn.conv import Downsample, GroupNorm, ImageAttention, ResBlock, Upsample, zeroed
 from pixelspace.nn.embed import timestep_features
 from pixelspace.nn.frames import HEAD, TimeAttention, TimeResample
 from pixelspace.types import BackboneConfig, Cond, ParamGroup, Shared
@@ -281,7 +281,7 @@ class Body(nn.Module):
         for i, (level, widths_in) in enumerate(zip(reversed(body.levels), body.up, strict=True)):
             above = resample(level.width, True) if i < last else None
             self.up_blocks.append(UpBlock(body, level, widths_in, text_width, above, rotary))
-        self.norm_out = nn.GroupNorm(body.groups, widths[0])
+        self.norm_out = GroupNorm(body.groups, widths[0])
         self.conv_out = zeroed(nn.Conv2d(widths[0], body.channels, 3, padding=1))
 
     @property

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
+from pixelspace.nn.conv import GroupNorm, channels_last, zeroed
 from pixelspace.nn.embed import label_rows, timestep_features
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.nn.text import Text, TextInput
@@ -231,12 +232,6 @@ class Embedding(nn.Module):
         return F.silu(out), *words
 
 
-def _zeroed(linear: nn.Module) -> nn.Module:
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
-
-
 class Attention(nn.Module):
     """Attention of x (B, L, D) to itself, or to text of `text_width`, with queries and keys of unit RMS."""
 
@@ -245,11 +240,11 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.q_proj = nn.Linear(width, width, bias=False)
         self.kv_proj = nn.Linear(text_width or width, 2 * width, bias=False)
-        self.out_proj = _zeroed(nn.Linear(width, width))
+        self.out_proj = zeroed(nn.Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        q = rearrange(self.q_proj(x), "b l (n e) -> b n l e", e=self.head_dim)
-        k, v = rearrange(self.kv_proj(context), "b l (t n e) -> t b n l e", t=2, e=self.head_dim).unbind()
+        rows = self.q_proj(x), *self.kv_proj(context).chunk(2, -1)
+        q, k, v = (rearrange(y, "b l (n e) -> b n l e", e=self.head_dim) for y in rows)
         q, k = (F.rms_norm(y, (self.head_dim,), eps=1e-6) for y in (q, k))
         return self.out_proj(rearrange(attend(q, k, v, mask, self.head_dim**-0.5), "b n l e -> b l (n e)"))
 
@@ -267,9 +262,9 @@ class Block(nn.Module):
         self.text_attn = Attention(d, config.head_dim, config.text.inner) if config.text else None
         self.mlp_norm = nn.LayerNorm(d)
         self.up = nn.Linear(d, hidden)
-        self.film = _zeroed(nn.Linear(config.cond_width, 2 * hidden))
+        self.film = zeroed(nn.Linear(config.cond_width, 2 * hidden))
         self.dropout = nn.Dropout(config.dropout)
-        self.down = _zeroed(nn.Linear(hidden, d))
+        self.down = zeroed(nn.Linear(hidden, d))
 
     def forward(self, x: Tensor, cond: Tensor, *text: Tensor) -> Tensor:
         normed = self.attn_norm(x)
@@ -286,11 +281,11 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int, cond_width: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(_groups(width), width)
+        self.norm1 = GroupNorm(_groups(width), width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_groups(width), width)
-        self.film = _zeroed(nn.Linear(cond_width, 2 * width))
-        self.conv2 = _zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.norm2 = GroupNorm(_groups(width), width)
+        self.film = zeroed(nn.Linear(cond_width, 2 * width))
+        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
@@ -340,8 +335,8 @@ class Head(nn.Module):
 
     def __init__(self, width: int, channels: int, patch: int):
         super().__init__()
-        self.norm = nn.GroupNorm(_groups(width), width)
-        self.proj = _zeroed(nn.Conv2d(width, channels * patch**2, 1, bias=False))
+        self.norm = GroupNorm(_groups(width), width)
+        self.proj = zeroed(nn.Conv2d(width, channels * patch**2, 1, bias=False))
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:
@@ -462,7 +457,7 @@ class ShallowUViT(_Network):
     ) -> tuple[list[Tensor], Tensor]:
         (x,), again = xs, shared.again
         emb, *words = self.embed(c_noise, cond)
-        x = self.shallow.patch(x)
+        x = channels_last(self.shallow.patch(x))
         skip = _run([self.shallow.encoder], x if features is None else x + features, emb, again=again)
         h = self.core(self.shallow.to_core(skip), emb, *words, again=again)
         h = joined(self.shallow.from_core(h), skip)
@@ -498,7 +493,7 @@ class UViT(_Network):
     ) -> tuple[list[Tensor], Tensor]:
         (x,), again = xs, shared.again
         emb, *words = self.embed(c_noise, cond)
-        h, skips = self.patch(x), []
+        h, skips = channels_last(self.patch(x)), []
         h = h if features is None else h + features
         for level in reversed(self._outwards):
             skips.append(h)

@@ -22,15 +22,37 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
+# Types of devices whose convolutions are much quicker so; a CPU's differ by a few percent. Weights stay in one order
+# everywhere: sharding, fused optimisers and stored moments know no other.
+CHANNELS_LAST = ("cuda",)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with the channels of a place side by side in memory; convolutions hand the layout on."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x (B, C, H, W) as convolutions on its device are quickest."""
+    return channels_last(x) if x.device.type in CHANNELS_LAST else x
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that hands the layout on, too: CUDA's kernel does not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return laid_out(super().forward(input))
+
+
 class ResBlock(nn.Module):
     """x (B T, C, H, W) under a condition (B, E) to (B T, D, H, W): T frames of a sample share its condition."""
 
     def __init__(self, width_in: int, width: int, cond_width: int, groups: int, dropout: float = 0.0):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in)
+        self.norm1 = GroupNorm(groups, width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.time_layer = nn.Linear(cond_width, 2 * width)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm2 = GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.conv3 = nn.Conv2d(width_in, width, 1) if width_in != width else None
@@ -50,7 +72,7 @@ class ImageAttention(nn.Module):
     def __init__(self, width: int, heads: int, groups: int, text_width: int = 0, ffn: bool = False):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = GroupNorm(groups, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj_out = zeroed(nn.Conv2d(width, width, 1))
         self.norm_cond = nn.LayerNorm(text_width) if text_width else None
@@ -58,12 +80,12 @@ class ImageAttention(nn.Module):
         self.ffn = None
         if ffn:
             up, down = nn.Conv2d(width, 4 * width, 1), zeroed(nn.Conv2d(4 * width, width, 1))
-            self.ffn = nn.Sequential(nn.GroupNorm(groups, width), up, nn.GELU(), down)
+            self.ffn = nn.Sequential(GroupNorm(groups, width), up, nn.GELU(), down)
 
     def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h, w = x.shape[2:]
-        qkv = rearrange(self.qkv(self.norm(x)), "b (t n e) h w -> t b n (h w) e", t=3, n=self.heads)
-        q, k, v = qkv.contiguous().unbind()  # fused kernels need each head's numbers side by side
+        rows = rearrange(self.qkv(self.norm(x)), "b d h w -> b (h w) d").contiguous()  # as fused kernels need them
+        q, k, v = (rearrange(y, "b l (n e) -> b n l e", n=self.heads) for y in rows.chunk(3, -1))
         scale = q.shape[-1] ** -0.5
         out = attend(q, k, v, scale=scale)
         if self.kv_cond is not None and self.norm_cond is not None:
@@ -135,7 +157,8 @@ class RowAttention(nn.Module):
         self.pos_emb = Rotary(width // heads) if rotary else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b l (t n e) -> t b n l e", t=3, n=self.heads).unbind()
+        qkv = self.qkv(self.norm(x)).chunk(3, -1)
+        q, k, v = (rearrange(y, "b l (n e) -> b n l e", n=self.heads) for y in qkv)
         if self.pos_emb is not None:
             q, k = self.pos_emb(q), self.pos_emb(k)
         out = attend(q, k, v, mask, q.shape[-1] ** -0.5)

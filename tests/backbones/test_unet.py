@@ -22,9 +22,10 @@ from tests.backbones.cases import (
     STILL,
     TIME,
     UNET,
+    UVIT,
     conditions,
 )
-from tests.backbones.test_backbones import awake, given
+from tests.backbones.test_backbones import awake, first_to_last, given
 
 F64 = {"rtol": 1e-9, "atol": 1e-10}
 THREE = NestedUNetConfig(OUTER, NestedUNetConfig(replace(OUTER, micro=()), UNET, normalise=False))
@@ -304,3 +305,16 @@ def test_a_fresh_network_starts_from_the_original_s_zeros():
     attentions -= {name for name in attentions if name.startswith("mid_blocks.1")}
     text = {"lm_head.0.attn.proj_out", "lm_head.0.mlp.main.3"}
     assert zero == resnets | attentions | text | {"conv_out", "cond_layers.scale.1"}
+
+
+@pytest.mark.parametrize(("config", "size"), [(UNET, (8, 12)), (THREE, (16, 24)), (UVIT, (16, 24))])
+def test_channels_last_reach_every_convolution_and_change_no_number(config, size, monkeypatch):
+    network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
+    expected = first_to_last(network(x, c_noise, cond))
+    monkeypatch.setattr("pixelspace.nn.conv.CHANNELS_LAST", ("cpu",))
+    entered = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and not name.endswith(("conv_in", "patch")):
+            module.register_forward_pre_hook(lambda module, x, name=name: entered.update({name: x[0]}))
+    torch.testing.assert_close(first_to_last(network(x, c_noise, cond)), expected, **F64)
+    assert entered and all(x.is_contiguous(memory_format=torch.channels_last) for x in entered.values())
