@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pixelspace.nn.conv import RowLayer
+from pixelspace.nn.conv import RowLayer, Upsample
 
 HEAD = 32  # numbers a head of attention over time, as upstream
 
@@ -53,11 +53,11 @@ class TimeAttention(RowLayer):
     def __init__(self, width: int, rotary: bool):
         super().__init__(width, width // HEAD, rotary)
         self.down_conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        self.up_conv = nn.Conv2d(width, width, 3, padding=1)
+        self.up_conv = Upsample(width)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]
         y = self.down_conv(x)
         h, w = y.shape[2:]
         rows = super().forward(rearrange(y, "(b t) c h w -> (b h w) t c", t=frames))
         y = rearrange(rows, "(b h w) t c -> (b t) c h w", h=h, w=w)
-        return x + self.up_conv(F.interpolate(y, scale_factor=2.0, mode="nearest"))
+        return x + self.up_conv(y)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from pixelspace.nn.conv import ImageAttention, ResBlock, Rotary, RowAttention
+from pixelspace.nn.conv import ImageAttention, ResBlock, Rotary, RowAttention, Upsample
 from pixelspace.nn.frames import TimeResample, tiled, untiled
 
 
@@ -74,3 +75,13 @@ def test_resampling_in_time_is_a_convolution_of_each_place(up):
     row = row.repeat_interleave(2, 1) if up else row
     expected = nn.functional.conv1d(row, layer.weight, layer.bias, stride=1 if up else 2, padding=1)
     torch.testing.assert_close(found[1, :, :, 2, 4].T, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3])  # of the second the taps are summed first
+def test_a_convolution_at_twice_the_size_is_one_of_repeated_pixels(batch):
+    layer, x = Upsample(4).double(), torch.randn(batch, 4, 18, 20, dtype=torch.float64, requires_grad=True)
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    outs = layer(x), F.conv2d(repeated, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(*outs)
+    gradients = (torch.autograd.grad(out.cos().sum(), [x, *layer.parameters()]) for out in outs)
+    torch.testing.assert_close(*gradients)
