@@ -1,8 +1,11 @@
 """What must hold for every backbone, whatever it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pixelspace.errors import UserError
 from pixelspace.random import Rng
@@ -139,6 +142,34 @@ def test_it_compiles_into_one_graph(name):
     keep = shown(config, size, 3)
     found, expected = compiled(x, c_noise, cond, **keep), network(x, c_noise, cond, **keep)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def twice_as_large(name):
+    """A case for images of twice the size."""
+    config, size = CASES[name]
+    larger = tuple(2 * side for side in size)
+    if name == "maskdit":
+        config = replace(config, size=larger)
+    if name == "uvit":
+        config = replace(config, core=replace(config.core, grid=tuple(2 * side for side in config.core.grid)))
+    return config, larger
+
+
+@pytest.mark.parametrize(
+    "name", ["maskdit", "nested", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet", "uvit"))]
+)
+def test_steps_of_training_share_one_graph_and_a_second_stage_adds_one(name):
+    graphs, counted = CompileCounterWithBackend("eager"), []
+    torch._dynamo.reset()
+    for config, size in (CASES[name], twice_as_large(name)):
+        network, cond = awake(config, torch.float32).train(), conditions(config, 3)
+        compiled = torch.compile(network, backend=graphs, fullgraph=True, dynamic=False)
+        for _ in range(3):
+            x, c_noise = given(config, size, dtype=torch.float32)
+            out = compiled(x, c_noise, {key: cond[key] for key in network.takes}, **shown(config, size, 3))
+            first_to_last(out).square().sum().backward()
+        counted.append(graphs.frame_count)
+    assert counted == [1, 2]
 
 
 @EACH
