@@ -96,8 +96,9 @@ class ImageAttention(nn.Module):
         return x if self.ffn is None else x + self.ffn(x)
 
 
-# From so many places (B H W) on the fewer products are worth the sums of taps, on a CPU for all widths.
-_WORTH_FOLDING = 1024
+# The sums of taps are worth it from so many places (B H W) on, also for each channel: they are kept for the backward pass,
+# where without them the repeated pixels are.
+_PLACES, _PLACES_PER_CHANNEL = 1024, 4
 
 
 def convolved_twice_the_size(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,7 +107,7 @@ def convolved_twice_the_size(x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     Both together are the transpose of a convolution by 4 x 4 taps with a stride of 2, whose taps are sums of the given
     ones: 4 products for each pixel out where there were 9, and the repeated pixels are never held.
     """
-    if len(x) * x.shape[2] * x.shape[3] < _WORTH_FOLDING:
+    if len(x) * x.shape[2] * x.shape[3] < max(_PLACES, _PLACES_PER_CHANNEL * x.shape[1]):
         return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
     for axis in (2, 3):
         before, at, after = weight.unbind(axis)
