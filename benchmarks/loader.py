@@ -1,6 +1,7 @@
-"""How fast 256-pixel images come out of tar shards: ours, webdataset and datasets on the same files, in one run.
+"""How fast 256-pixel images come out of tar shards: ours, webdataset and datasets on the same files, in one run; and
+how long the training of the demos waits for its images.
 
-    python benchmarks/loader.py [--turns 7] [--batches 10] [--workers 0 2] [--work downloads]
+    python benchmarks/loader.py [--turns 7] [--batches 10] [--workers 0 2] [--work downloads] [--demos-only]
 
 All decode with Pillow, resize the shorter side to 256 (bicubic), cut the centre, mirror half and stack batches of 32
 uint8 tensors. Ours looks each sample up by its global position, checks its hash when a process first sees it, and keeps
@@ -12,6 +13,9 @@ The loaders take turns, each waiting until no other's workers prepare batches ah
 machine hits all of them. A core's images/s are by CPU time, that of workers too. Prints a Markdown table: median
 (slowest to fastest) over the turns, and the median of the ratios to ours within a turn. See photographs.py for the
 images.
+
+The demos are trained by the command line for as many reports as there are turns, after a first one, of 5 steps each;
+the second table has the share of each step that the loop waits for images, of the clock, as metrics.jsonl says it.
 """
 
 import argparse
@@ -22,6 +26,9 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +42,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 SIDE, BATCH = 256, 32
 OURS = "pixelspace"
+DEMOS = ("hdit-demo", "hdit-text-demo")
 
 
 def usual(image: Image.Image) -> Tensor:
@@ -143,19 +151,28 @@ def rates(stream: Iterator[Tensor], batches: int, workers: int) -> tuple[float, 
     return BATCH * (batches + ahead) / (_rest() - spent), BATCH * batches / took
 
 
-def shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float], digits: int = 0) -> str:
     """Median and spread."""
-    return f"{statistics.median(values):.0f} ({min(values):.0f} - {max(values):.0f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=10, help="a turn's")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--work", type=Path, default=Path("downloads"), help="where packages and shards are kept")
-    given = parser.parse_args()
+def waits(recipe: str, turns: int) -> list[float]:
+    """The share of the time in which a training waits for data, of every report but the first."""
+    from pixelspace.cli.given import recipe_of
+    from pixelspace.training.log import read_metrics
+
+    (stage,) = recipe_of(recipe).stages
+    steps = 5
+    settings = [f"stages.0.log_steps={steps}", f"stages.0.images={(turns + 1) * steps * stage.batch}"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "pixelspace", "train", recipe, "--out", str(run), "--threads", "1", "--quiet"]
+        subprocess.run([*command, "--set", *settings], check=True, stdout=subprocess.DEVNULL)
+        return [row["data_wait"] for row in read_metrics(run / f"00-{stage.name}", "train")[1:]]
+
+
+def of_shards(given: argparse.Namespace) -> None:
+    """Prints the table of the loaders."""
     from photographs import write
 
     torch.set_num_threads(1)
@@ -181,6 +198,23 @@ def main() -> None:
         cpu, wall = zip(*turns, strict=True)
         ratio = [a / b for a, (b, _) in zip(cpu, found[OURS, workers], strict=True)]
         print(f"| {name} | {workers} | {shown(cpu)} | {statistics.median(ratio):.2f} | {shown(wall)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=10, help="a turn's")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--work", type=Path, default=Path("downloads"), help="where packages and shards are kept")
+    parser.add_argument("--demos-only", action="store_true")
+    given = parser.parse_args()
+    if not given.demos_only:
+        of_shards(given)
+    print("\n| recipe | share of a step that waits for images |\n| --- | --- |")
+    for recipe in DEMOS:
+        share = [100 * wait for wait in waits(recipe, given.turns)]
+        print(f"| {recipe} | {shown(share, 2)} % |", flush=True)
 
 
 if __name__ == "__main__":

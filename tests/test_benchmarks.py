@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,19 @@ def test_a_nested_network_holds_the_plain_one_of_its_coarser_level(pyramids):
     assert nested.inner == alone and nested.pyramid == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["freezing", "growing", "masking", "nesting", "step"])
+def test_a_level_of_hdit_more_costs_four_times_the_one_before_and_a_pixel_less(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    scale = import_module("scale")
+    costs = [scale.macs(("HDiT", side, 128)) for side in (128, 256, 512, 1024)]
+    added = [outer - inner for inner, outer in pairwise(costs)]
+    assert all(outer / inner == pytest.approx(4, rel=0.001) for inner, outer in pairwise(added))
+    pixel = [cost / side**2 for cost, side in zip(costs, (128, 256, 512, 1024), strict=True)]
+    assert pixel == sorted(pixel, reverse=True)
+    plain = [scale.macs(("DiT", side, 128)) / side**2 for side in (64, 256, 1024)]
+    assert plain == sorted(plain) and scale.macs(("DiT", 64, 128)) == scale.macs(("HDiT", 64, 128))
+
+
+@pytest.mark.parametrize("name", ["freezing", "growing", "masking", "nesting", "sample", "scale", "step"])
 def test_a_benchmark_of_training_says_how_it_is_asked(name):
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
