@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 import pixelspace
 from pixelspace.config import to_data
-from pixelspace.data.dataset import Dataset
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read
 from pixelspace.dist import Ranks, device_bytes
 from pixelspace.errors import CheckpointError, DataError, NumericalError, ResourceError, Stopped, UserError
@@ -31,9 +30,11 @@ from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
+from pixelspace.training.fit import check_data
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
+from pixelspace.training.precision import float32_products
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
 from pixelspace.training.room import is_out_of_memory, no_room
 from pixelspace.training.seam import match_seam, samples
@@ -47,25 +48,6 @@ from pixelspace.types import Cond, Evaluator, Held, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
-
-
-def _check_labels(stage: Stage, dataset: Dataset) -> None:
-    found, room = len(dataset.classes), stage.backbone.num_classes
-    if room and not found:
-        raise UserError(
-            f"stage {stage.name!r}: the network has {room} classes but the data has none; set num_classes=0"
-        )
-    if room and found > room:
-        raise UserError(f"stage {stage.name!r}: the data has {found} classes, the network room for {room}")
-
-
-def _check_buckets(stage: Stage, dataset: Dataset) -> None:
-    for height, width in stage.data.bucket_sizes(stage.size):
-        try:
-            stage.backbone.check_size(*stage.shape_of((height, width))[1:])
-            dataset.check((height, width), stage.data.flip, stage.codec)
-        except UserError as error:
-            raise UserError(f"stage {stage.name!r}: data.buckets gives {height}x{width}: {error}") from error
 
 
 class StageRun:
@@ -95,9 +77,7 @@ class StageRun:
         stage.codec.identity()  # reads a VAE now, not after the images
         with self.ranks.in_turn():  # the first may leave an index in the cache
             self.dataset = stage.data.source.open(cache)
-        _check_labels(stage, self.dataset)
-        self.dataset.check(stage.size, stage.data.flip, stage.codec)
-        _check_buckets(stage, self.dataset)
+        check_data(stage, self.dataset)
         self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, say)
         self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
         self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
@@ -404,7 +384,7 @@ class StageRun:
                 else:
                     self.note_not_finite(step, raw, report, metrics)
 
-        with bar, asked_to_stop() as stop:
+        with bar, asked_to_stop() as stop, float32_products(stage.tf32):
             stream = batches(positions, self.images, stage.batch, self.device, self.engine.rows)
             since, waited = time.monotonic(), 0.0
             while self.images < stage.images:

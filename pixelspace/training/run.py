@@ -15,7 +15,7 @@ from pixelspace.training.stage import Recipe
 
 # Settings that change how a run is watched or computed, not what is learnt.
 FREE = frozenset(
-    "workers micro reduction checkpointing compile ema_device save_images keep_every sample_images sample_count "
+    "workers micro reduction checkpointing compile tf32 ema_device save_images keep_every sample_images sample_count "
     "validate_images validate_count log_steps bad_steps sampling vae evaluators".split()
 )
 # Settings without which the checkpoints mean something else.

@@ -63,8 +63,9 @@ class Stage:
     does not learn. Each of `evaluators` judges the averaged weights in its own time. More than `bad_steps` steps that
     are not finite among 100 stop the run.
 
-    Weights, gradients, moments and the average are float32. `precision` is what the network computes in.
-    `ema_device` "cpu" keeps the average in the host's memory: the weights are copied to it at every step.
+    Weights, gradients, moments and the average are float32. `precision` is what the network computes in; `tf32` lets
+    CUDA round the factors of products of float32 to 10 bits. `ema_device` "cpu" keeps the average in the host's memory:
+    the weights are copied to it at every step.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Stage:
     freeze: tuple[str, ...] = ()
     evaluators: tuple[Evaluator, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = False
     ema_device: Literal["same", "cpu"] = "same"
     micro: int = 0
     lanes: int = 0
