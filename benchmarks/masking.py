@@ -35,9 +35,10 @@ def actions(decoder: str, ratio: float, given: argparse.Namespace) -> dict[str, 
     from pixelspace.objectives.masked import Masked, MaskRatio
     from pixelspace.random import Rng
     from pixelspace.training.ema import Average
-    from pixelspace.training.loop import State, train_step
     from pixelspace.training.preview import autocast
     from pixelspace.training.stage import Stage
+    from pixelspace.training.state import State
+    from pixelspace.training.step import train_step
 
     shape = DECODERS[decoder]
     config = MaskDiTConfig(256, 8, 4, (32, 32), 2, channels=3, num_classes=8, decoder=shape and Decoder(*shape))

@@ -101,9 +101,9 @@ def made(
     from pixelspace.growth.freeze import freeze
     from pixelspace.random import Rng
     from pixelspace.training.ema import Average
-    from pixelspace.training.loop import train_step
     from pixelspace.training.preview import autocast
     from pixelspace.training.state import State
+    from pixelspace.training.step import train_step
     from pixelspace.training.words import with_text
 
     rng, where = Rng(0), torch.device(device)

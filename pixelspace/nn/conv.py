@@ -96,8 +96,8 @@ class ImageAttention(nn.Module):
         return x if self.ffn is None else x + self.ffn(x)
 
 
-# The sums of taps are worth it from so many places (B H W) on, also for each channel: they are kept for the backward pass,
-# where without them the repeated pixels are.
+# The sums of taps are worth it from so many places (B H W) on, also for each channel: they are kept for the backward
+# pass, where without them the repeated pixels are.
 _PLACES, _PLACES_PER_CHANNEL = 1024, 4
 
 

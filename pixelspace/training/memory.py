@@ -21,6 +21,8 @@ from pixelspace.training.preview import autocast
 from pixelspace.training.stage import Stage
 from pixelspace.types import Batch, Cond
 
+_CPU = torch.device("cpu")
+
 
 class _Shaped(Tensor):
     """A tensor of the CPU without numbers: operations see a tensor of the meta device in its place.
@@ -34,7 +36,7 @@ class _Shaped(Tensor):
     @staticmethod
     def __new__(cls, meta: Tensor) -> "_Shaped":
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype, device="cpu"
+            cls, meta.shape, strides=meta.stride(), storage_offset=meta.storage_offset(), dtype=meta.dtype, device=_CPU
         )
         made.meta = meta
         return made

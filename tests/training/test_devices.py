@@ -18,9 +18,9 @@ from pixelspace.growth.freeze import freeze
 from pixelspace.random import Rng
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.training.ema import Average
-from pixelspace.training.loop import train_step
 from pixelspace.training.preview import drawn
 from pixelspace.training.state import State, tensors_of
+from pixelspace.training.step import train_step
 from tests.recipes.test_recipes import made
 
 THERE = torch.device("lazy")  # a type that torch knows, and that has no numbers of its own
@@ -141,7 +141,7 @@ def test_a_step_of_training_needs_no_float64_of_the_device(name, device):
     state, reader = begun(stage, device)
     raw = read(stage.data.source.open(), list(range(stage.batch)), stage.size)
     for _ in range(2):
-        assert train_step(state, state.network, stage, raw, Rng(0), reader).finite
+        assert train_step(state, state.network, stage, raw, Rng(0), reader).read().finite
     tensors = [tensor for part in tensors_of(state).values() for tensor in part.values()]
     assert {tensor.device for tensor in tensors} == {device}
 

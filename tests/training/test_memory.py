@@ -10,10 +10,10 @@ from pixelspace.data.loader import read
 from pixelspace.growth.freeze import freeze
 from pixelspace.random import Rng
 from pixelspace.training.ema import Average
-from pixelspace.training.loop import train_step
 from pixelspace.training.memory import Memory, activation_bytes, predicted
 from pixelspace.training.preview import autocast
 from pixelspace.training.state import State
+from pixelspace.training.step import train_step
 from tests.recipes.test_recipes import made
 
 PARTS = ("weights", "gradients", "moments", "average", "activations")
@@ -81,7 +81,7 @@ def held(stage) -> Memory:
     state.optimizer.register_step_pre_hook(note)
     saved = Saved({parameter.untyped_storage().data_ptr() for parameter in network.parameters()})
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda holder: holder.tensor):
-        assert train_step(state, forward, stage, raw, rng, reader).finite
+        assert train_step(state, forward, stage, raw, rng, reader).read().finite
     assert saved.now == 0
     own = {tensor.data_ptr() for tensor in network.parameters()}
     return Memory(
