@@ -105,7 +105,7 @@ class AxialRoPE(nn.Module):
 
     def turns(self, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines (h, w, N, E / 4) of a grid's angles, made once for each grid and the same frequencies."""
-        if tables_are_fake():
+        if tables_are_fake() or self.freqs.is_meta or self.freqs.is_inference():
             return _turns(h, w, self.freqs)
         known, version, numbers = self._known
         if known is not self.freqs or version != self.freqs._version:  # asking for their values waits for the device

@@ -89,3 +89,11 @@ def test_angles_that_were_only_sketched_or_inferred_are_not_kept():
     x = torch.randn(1, 5, 7, 3, 3, 24, requires_grad=True)
     torch.stack(rope.heads(x, torch.ones(3))).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_a_network_without_numbers_or_of_inference_alone_turns_heads_too():
+    assert AxialRoPE(2, 16).to("meta")(torch.randn(1, 4, 4, 2, 16, device="meta")).shape == (1, 4, 4, 2, 16)
+    with torch.inference_mode():
+        rope = AxialRoPE(2, 16)
+        x = torch.randn(1, 4, 4, 3, 2, 16)
+        torch.testing.assert_close(rope.heads(x, torch.ones(2)), heads_one_by_one(rope, x, torch.ones(2)))
