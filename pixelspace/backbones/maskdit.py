@@ -16,6 +16,7 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
 from pixelspace.nn.embed import sincos_positions, timestep_features
+from pixelspace.nn.linear import Linear
 from pixelspace.nn.norm import AdaRMSNorm
 from pixelspace.nn.text import CrossAttention, Text, TextInput
 from pixelspace.types import BackboneConfig, Cond, ParamGroup
@@ -159,8 +160,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(y, "b l (n e) -> b n l e", n=self.num_heads) for y in self.qkv(x).chunk(3, -1))
@@ -172,8 +173,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -203,7 +204,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, width_out: int, cond_width: int):
         super().__init__()
-        self.linear = nn.Linear(width, width_out)
+        self.linear = Linear(width, width_out)
         self.adaLN_modulation = _modulation(cond_width, 2 * width)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:

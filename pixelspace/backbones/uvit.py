@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
-from pixelspace.nn.conv import GroupNorm, channels_last, zeroed
+from pixelspace.nn.conv import GroupNorm, Pointwise, channels_last, zeroed
 from pixelspace.nn.embed import label_rows, timestep_features
+from pixelspace.nn.linear import Linear
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.nn.text import Text, TextInput
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
@@ -238,9 +239,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, head_dim: int, text_width: int | None = None):
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.kv_proj = nn.Linear(text_width or width, 2 * width, bias=False)
-        self.out_proj = zeroed(nn.Linear(width, width))
+        self.q_proj = Linear(width, width, bias=False)
+        self.kv_proj = Linear(text_width or width, 2 * width, bias=False)
+        self.out_proj = zeroed(Linear(width, width))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         rows = self.q_proj(x), *self.kv_proj(context).chunk(2, -1)
@@ -261,10 +262,10 @@ class Block(nn.Module):
         self.text_norm = nn.LayerNorm(d) if config.text else None
         self.text_attn = Attention(d, config.head_dim, config.text.inner) if config.text else None
         self.mlp_norm = nn.LayerNorm(d)
-        self.up = nn.Linear(d, hidden)
+        self.up = Linear(d, hidden)
         self.film = zeroed(nn.Linear(config.cond_width, 2 * hidden))
         self.dropout = nn.Dropout(config.dropout)
-        self.down = zeroed(nn.Linear(hidden, d))
+        self.down = zeroed(Linear(hidden, d))
 
     def forward(self, x: Tensor, cond: Tensor, *text: Tensor) -> Tensor:
         normed = self.attn_norm(x)
@@ -325,7 +326,10 @@ class Core(nn.Module):
 
 
 def _pointwise(width_in: int, width_out: int, patch: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(width_in, width_out, patch, stride=patch, bias=False)
+    if patch == 1:
+        conv = Pointwise(width_in, width_out, bias=False)
+    else:
+        conv = nn.Conv2d(width_in, width_out, patch, stride=patch, bias=False)
     nn.init.normal_(conv.weight, std=(width_in * patch**2) ** -0.5)
     return conv
 
@@ -336,7 +340,7 @@ class Head(nn.Module):
     def __init__(self, width: int, channels: int, patch: int):
         super().__init__()
         self.norm = GroupNorm(_groups(width), width)
-        self.proj = zeroed(nn.Conv2d(width, channels * patch**2, 1, bias=False))
+        self.proj = zeroed(Pointwise(width, channels * patch**2, bias=False))
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:

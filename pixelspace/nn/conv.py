@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pixelspace.nn.attention import attend
+from pixelspace.nn.linear import Linear, linear
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -22,9 +23,9 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
-# Types of devices whose convolutions are much quicker so; a CPU's differ by a few percent. Weights stay in one order
-# everywhere: sharding, fused optimisers and stored moments know no other.
-CHANNELS_LAST = ("cuda",)
+# Of so many places (H W) on convolutions on a CPU are quicker with the channels of a place side by side; CUDA's always
+# are. Weights stay in one order everywhere: sharding, fused optimisers and stored moments know no other.
+PLACES_ON_CPU = 1024
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -34,14 +35,28 @@ def channels_last(x: Tensor) -> Tensor:
 
 def laid_out(x: Tensor) -> Tensor:
     """x (B, C, H, W) as convolutions on its device are quickest."""
-    return channels_last(x) if x.device.type in CHANNELS_LAST else x
+    few = x.device.type != "cuda" and x.shape[2] * x.shape[3] < PLACES_ON_CPU
+    return x if few else channels_last(x)
 
 
 class GroupNorm(nn.GroupNorm):
     """Group norm that hands the layout on, too: CUDA's kernel does not."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return laid_out(super().forward(input))
+        out = super().forward(input)
+        return channels_last(out) if input.is_contiguous(memory_format=torch.channels_last) else out
+
+
+class Pointwise(nn.Conv2d):
+    """A convolution by 1 x 1 taps: of channels-last x a linear map without a copy."""
+
+    def __init__(self, width_in: int, width: int, bias: bool = True):
+        super().__init__(width_in, width, 1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        return linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class ResBlock(nn.Module):
@@ -55,7 +70,7 @@ class ResBlock(nn.Module):
         self.norm2 = GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.conv3 = nn.Conv2d(width_in, width, 1) if width_in != width else None
+        self.conv3 = Pointwise(width_in, width) if width_in != width else None
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
@@ -73,13 +88,13 @@ class ImageAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = GroupNorm(groups, width)
-        self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.proj_out = zeroed(nn.Conv2d(width, width, 1))
+        self.qkv = Pointwise(width, 3 * width)
+        self.proj_out = zeroed(Pointwise(width, width))
         self.norm_cond = nn.LayerNorm(text_width) if text_width else None
         self.kv_cond = nn.Linear(text_width, 2 * width) if text_width else None
         self.ffn = None
         if ffn:
-            up, down = nn.Conv2d(width, 4 * width, 1), zeroed(nn.Conv2d(4 * width, width, 1))
+            up, down = Pointwise(width, 4 * width), zeroed(Pointwise(4 * width, width))
             self.ffn = nn.Sequential(GroupNorm(groups, width), up, nn.GELU(), down)
 
     def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -97,7 +112,7 @@ class ImageAttention(nn.Module):
 
 
 # The sums of taps are worth it from so many places (B H W) on, also for each channel: they are kept for the backward
-# pass, where without them the repeated pixels are.
+# pass, as the repeated pixels are without them.
 _PLACES, _PLACES_PER_CHANNEL = 1024, 4
 
 
@@ -137,7 +152,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        up, down = nn.Linear(width, 4 * width), zeroed(nn.Linear(4 * width, width))
+        up, down = Linear(width, 4 * width), zeroed(Linear(4 * width, width))
         self.main = nn.Sequential(nn.LayerNorm(width), up, nn.GELU(), down)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,8 +186,8 @@ class RowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj_out = zeroed(nn.Linear(width, width))
+        self.qkv = Linear(width, 3 * width)
+        self.proj_out = zeroed(Linear(width, width))
         self.pos_emb = Rotary(width // heads) if rotary else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

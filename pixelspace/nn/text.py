@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from pixelspace.config import value
 from pixelspace.nn.attention import attend, cosine_scaled
 from pixelspace.nn.embed import timestep_features
+from pixelspace.nn.linear import Linear
 from pixelspace.nn.mlp import FeedForward
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.types import Cond
@@ -56,9 +57,9 @@ class _SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = width // head_dim
         self.norm = RMSNorm(width)
-        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.qkv_proj = Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.num_heads,), 10.0))
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = Linear(width, width, bias=False)
         nn.init.zeros_(self.out_proj.weight)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class TextInput(nn.Module):
 
     def __init__(self, text: Text, out: int):
         super().__init__()
-        self.in_proj = nn.Linear(text.width, text.inner, bias=False)
+        self.in_proj = Linear(text.width, text.inner, bias=False)
         self.layers = nn.ModuleList(_Layer(text.inner, text.head_dim) for _ in range(text.depth))
         self.out_norm = RMSNorm(text.inner)
         self.mean_proj = nn.Linear(text.inner, out, bias=False)
@@ -115,10 +116,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = width // head_dim
         self.norm = norm
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.kv_proj = nn.Linear(text_width, 2 * width, bias=False)
+        self.q_proj = Linear(width, width, bias=False)
+        self.kv_proj = Linear(text_width, 2 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.num_heads,), 10.0))
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = Linear(width, width, bias=False)
         nn.init.zeros_(self.out_proj.weight)
 
     def forward(self, x: Tensor, cond: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
