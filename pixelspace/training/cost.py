@@ -83,8 +83,9 @@ class Work:
 
     Ranks share out the `lanes` of a batch. `forward` and `backward` are multiply-accumulates on one image, a mean over
     the stage; `reading` those of a frozen text encoder, which takes `reading_bytes`. Of `parameters`, `learnt` learn,
-    and `gathered` are whole at once where they are sharded. On a device its moments take `moment_bytes`, its average
-    `average_bytes`. `sample_bytes` is one sample as loaders hand it over. What `uncounted` names is in none of these.
+    and `gathered` are whole at once where they are sharded. On one device alone weights, gradients, moments and average
+    take `state_bytes`; a checkpoint takes `checkpoint_bytes`. `sample_bytes` is one sample as loaders hand it over.
+    What `uncounted` names is in none of these. One that is not `shardable` has all of its state on every device.
     """
 
     name: str
@@ -97,23 +98,19 @@ class Work:
     parameters: int
     learnt: int
     gathered: int
-    moment_bytes: int
-    average_bytes: int
+    state_bytes: int
+    checkpoint_bytes: int
     forward: float
     backward: float
     reading: float
     reading_bytes: int
     sample_bytes: int
     uncounted: str = ""
+    shardable: bool = True
 
     @property
     def steps(self) -> int:
         return self.images // self.batch
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Weights, their average under all names, moments of what learns."""
-        return 8 * self.parameters + self.moment_bytes
 
     def flops(self, checkpointing: bool) -> float:
         """Operations of training on one image, two for each multiply-accumulate; checkpointed blocks run forwards
@@ -206,9 +203,11 @@ def shares(machine: Machine, sharding: Sharding) -> int:
     return {"none": 1, "node": machine.per_node, "full": machine.devices}[sharding]
 
 
-def shardings(machine: Machine) -> tuple[Sharding, ...]:
+def shardings(work: Work, machine: Machine) -> tuple[Sharding, ...]:
     """Those that differ on a machine, the simplest first."""
     n, nodes = machine.devices, machine.per_node
+    if not work.shardable:
+        return ("none",)
     return ("none", *(("node",) if 1 < nodes < n and n % nodes == 0 else ()), *(("full",) if n > 1 else ()))
 
 
@@ -219,8 +218,7 @@ def state_bytes(work: Work, machine: Machine, sharding: Sharding, rounds: int) -
     parts = shares(machine, sharding)
     gathered = 8 * work.gathered if parts > 1 else 0
     whole = 4 * work.learnt * (1 - 1 / parts) if rounds > 1 else 0
-    state = 4 * (work.parameters + work.learnt) + work.moment_bytes + work.average_bytes
-    return state / parts + gathered + whole + work.reading_bytes
+    return work.state_bytes / parts + gathered + whole + work.reading_bytes
 
 
 def traffic_seconds(work: Work, machine: Machine, sharding: Sharding, rounds: int) -> float:
@@ -266,7 +264,7 @@ def layouts(work: Work, machine: Machine, activations: Activations) -> tuple[Lay
 
     def tried(checkpointing: bool) -> tuple[Layout, ...]:
         saved = activations(checkpointing)
-        return tuple(layout(work, machine, sharding, checkpointing, saved) for sharding in shardings(machine))
+        return tuple(layout(work, machine, sharding, checkpointing, saved) for sharding in shardings(work, machine))
 
     plain = tried(False)
     return plain if any(one.micro and one.step == one.compute for one in plain) else (*plain, *tried(True))
@@ -285,10 +283,11 @@ def fastest(work: Work, machine: Machine, tried: tuple[Layout, ...]) -> Layout:
         return next(one for one in fit if one.step <= 1.05 * least)
     nearest = min(tried, key=lambda one: one.bytes)
     before = state_bytes(work, machine, nearest.sharding, 1)
+    share = "take more devices" if work.shardable else "allow sharding (ema_device same, reduction fast, plain AdamW)"
     raise UserError(
         f"stage {work.name!r}: no room: blocks checkpointed, sharding {nearest.sharding}, a step takes at least "
         f"{nearest.bytes / 1e9:.1f} GB a device ({before / 1e9:.1f} GB before any image), and there are "
-        f"{machine.room / 1e9:.1f} ({machine.memory / 1e9:.1f} less {machine.spare:.0%}); take more devices, or "
+        f"{machine.room / 1e9:.1f} ({machine.memory / 1e9:.1f} less {machine.spare:.0%}); {share}, or take "
         f"devices of {math.ceil(nearest.bytes / (1 - machine.spare) / 1e9)} GB, or a smaller network or size (--set)"
     )
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixelspace.data.latents import Latents
 from pixelspace.text.bytes import Bytes
@@ -22,7 +23,8 @@ from pixelspace.text.minilm import MiniLM
 from pixelspace.text.pretrained import Pretrained
 from pixelspace.training.cost import Activations, Work
 from pixelspace.training.inherit import Plan, planned
-from pixelspace.training.memory import activation_bytes
+from pixelspace.training.low_memory import AdamW8bit
+from pixelspace.training.memory import activation_bytes, predicted
 from pixelspace.training.stage import Recipe, Stage
 
 _MOMENTS = 500  # of a stage, at which a moving mask is looked at
@@ -51,6 +53,13 @@ def reading(text: TextEncoder | None) -> tuple[int, int] | None:
         passed, weights = _ENCODERS[text.path]
         return passed * text.length, weights * (2 if text.precision == "bf16" else 4)
     return None
+
+
+class _Sketch(TorchDispatchMode):
+    """Says by being there that nothing is computed: layers then keep no tables of it, and read none of its numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 class Products(TorchFunctionMode):
@@ -87,18 +96,23 @@ def products(stage: Stage, network: nn.Module) -> Products:
         mask = blank(1, length, dtype=torch.bool)
         cond |= {"text": blank(1, length, tokens), "text_mask": mask, "pooled": blank(1, pooled)}
     keep = {} if count is None else {"keep": blank(1, count, dtype=torch.int64)}
-    with Products() as found:
+    with _Sketch(), Products() as found:
         network(layout.pool(x) if layout and len(layout.factors) > 1 else x, blank(1), cond, **keep)
     return found
 
 
-def forward_macs(stage: Stage) -> float:
-    """Multiply-accumulates of one image's forward pass, a mean over the stage where its mask moves."""
+def _macs(stage: Stage) -> list[int]:
+    """Multiply-accumulates of one image's forward pass at moments of the stage: a mask may move."""
     _, height, width = stage.shape
     tokens = stage.text.length if stage.text else 0
     kept = [stage.objective.kept(height, width, (i + 0.5) / _MOMENTS) for i in range(_MOMENTS)]
     macs = {count: stage.backbone.macs(height, width, count, tokens) for count in set(kept)}
-    return sum(macs[count] for count in kept) / _MOMENTS
+    return [macs[count] for count in kept]
+
+
+def forward_macs(stage: Stage) -> float:
+    """Their mean over the stage."""
+    return sum(_macs(stage)) / _MOMENTS
 
 
 def sample_bytes(stage: Stage) -> int:
@@ -131,6 +145,7 @@ def work_of(stage: Stage, plan: Plan) -> Work:
         missing.append(f"encoding of images ({type(stage.codec).__name__}; see `pixelspace encode`)")
     if stage.reduction == "exact":
         missing.append("what reduction 'exact' adds to traffic")
+    held = predicted(stage, plan.network, activations=0)
     learnt = sum(parameter.numel() for parameter in plan.network.parameters() if parameter.requires_grad)
     return Work(
         name=stage.name,
@@ -143,14 +158,17 @@ def work_of(stage: Stage, plan: Plan) -> Work:
         parameters=_count(plan.network),
         learnt=learnt,
         gathered=_gathered(plan.network),
-        moment_bytes=8 * learnt,
-        average_bytes=4 * learnt,
+        state_bytes=held.total,
+        checkpoint_bytes=2 * sum(one.nbytes for one in plan.network.state_dict().values()) + held.moments,
         forward=forward,
         backward=2 * forward - (products(stage, plan.network).spared if plan.frozen else 0),
         reading=read[0] if read else 0,
         reading_bytes=read[1] if read else 0,
         sample_bytes=sample_bytes(stage),
         uncounted=" and ".join(missing),
+        shardable=stage.reduction == "fast"
+        and stage.ema_device == "same"
+        and not isinstance(stage.optimizer, AdamW8bit),
     )
 
 
@@ -163,11 +181,15 @@ def works(recipe: Recipe) -> dict[str, tuple[Work, Activations]]:
     plans, known = planned(recipe), dict[tuple, tuple[int, int]]()
 
     def activations(stage: Stage, checkpointing: bool) -> tuple[int, int]:
-        own = replace(stage, checkpointing=checkpointing)
-        decides = own.backbone, own.objective, own.text, own.shape, own.freeze, own.precision, checkpointing
+        own, network = replace(stage, checkpointing=checkpointing), plans[stage.name].network
+        of = stage.batch if stage.objective.layout else 0  # decides which rows of a pyramid are finer ones
+        decides = own.backbone, own.objective, own.text, own.shape, own.freeze, own.precision, checkpointing, of
         if decides not in known:
-            one = activation_bytes(own, 1)
-            known[decides] = one, activation_bytes(own, 2) - one
+            macs = _macs(stage)
+            with _Sketch():
+                one, two = (activation_bytes(own, batch, network=network) for batch in (1, 2))
+            most = max(macs) / macs[0]  # more patches later keep more
+            known[decides] = round(most * one), round(most * (two - one))
         return known[decides]
 
     return {

@@ -36,8 +36,8 @@ WORK = Work(
     parameters=10**9,
     learnt=10**9,
     gathered=10**8,
-    moment_bytes=8 * 10**9,
-    average_bytes=4 * 10**9,
+    state_bytes=20 * 10**9,
+    checkpoint_bytes=16 * 10**9,
     forward=1e12,
     backward=2e12,
     reading=0,
@@ -69,7 +69,7 @@ def test_float32_has_half_the_peak_unless_it_is_given():
 
 def test_what_is_shared_by_all_is_there_once():
     whole = state_bytes(replace(WORK, gathered=0), ONE, "none", 1)
-    assert whole == 20 * WORK.parameters
+    assert whole == WORK.state_bytes
     assert 16 * state_bytes(replace(WORK, gathered=0), TWO_NODES, "full", 1) == pytest.approx(whole)
     assert 8 * state_bytes(replace(WORK, gathered=0), TWO_NODES, "node", 1) == pytest.approx(whole)
     assert state_bytes(WORK, TWO_NODES, "full", 2) > state_bytes(WORK, TWO_NODES, "full", 1) + 3.7e9  # gradients, whole
@@ -89,17 +89,23 @@ def test_traffic_is_that_of_rings():
 
 
 def test_frozen_weights_are_gathered_but_not_reduced():
-    still = replace(WORK, learnt=0, moment_bytes=0, average_bytes=0)
+    still = replace(WORK, learnt=0, state_bytes=4 * WORK.parameters)
     assert traffic_seconds(still, TWO_NODES, "none", 1) == 0
     assert traffic_seconds(still, TWO_NODES, "full", 1) == pytest.approx(15 / 16 * 2 * 4e9 / 1e9)
-    assert state_bytes(still, ONE, "none", 1) == 4 * WORK.parameters
 
 
 def test_shardings_are_those_that_differ():
-    assert shardings(ONE) == ("none",)
-    assert shardings(replace(ONE, devices=8)) == ("none", "full")
-    assert shardings(TWO_NODES) == ("none", "node", "full")
-    assert shardings(replace(TWO_NODES, devices=12)) == ("none", "full")
+    assert shardings(WORK, ONE) == ("none",)
+    assert shardings(WORK, replace(ONE, devices=8)) == ("none", "full")
+    assert shardings(WORK, TWO_NODES) == ("none", "node", "full")
+    assert shardings(WORK, replace(TWO_NODES, devices=12)) == ("none", "full")
+
+
+def test_what_cannot_be_sharded_is_whole_on_every_device():
+    whole = replace(WORK, shardable=False)
+    assert shardings(whole, TWO_NODES) == ("none",)
+    with pytest.raises(UserError, match=r"sharding none, .*; allow sharding \(ema_device same"):
+        cost(whole, replace(TWO_NODES, memory=16e9), nothing_kept)
 
 
 @pytest.mark.parametrize("each", [1e9, 3e9, 7e9, 40e9])

@@ -13,6 +13,7 @@ from pixelspace.text.pretrained import Pretrained
 from pixelspace.training.cost import Machine, cost
 from pixelspace.training.ema import Average
 from pixelspace.training.inherit import planned
+from pixelspace.training.low_memory import AdamW8bit
 from pixelspace.training.stage import Recipe
 from pixelspace.training.state import State, tensors_of
 from pixelspace.training.work import forward_macs, products, reading, sample_bytes, works
@@ -85,6 +86,14 @@ def test_masked_patches_cost_nothing_and_a_moving_mask_its_mean():
     assert forward_macs(masked) < forward_macs(tuned) < tuned.backbone.macs(32, 32)
 
 
+def test_room_is_planned_for_the_moment_when_a_mask_hides_least():
+    (masked, _), (_, whole), (_, falling) = (
+        [activations(False)[1] for _, activations in works(recipe).values()]
+        for recipe in (maskdit.imagenet256_debug(), maskdit.imagenet256_debug(), maskdit.imagenet256_cosine_debug())
+    )
+    assert masked < whole <= falling <= 1.3 * whole  # in proportion to arithmetic, of which the decoder hides nothing
+
+
 @pytest.mark.parametrize("made", [greedy.cc12m_512_debug, hdit.imagenet128_debug], ids=lambda made: made.__name__)
 def test_checkpoints_and_state_have_the_bytes_that_are_planned(made):
     recipe = made()
@@ -112,6 +121,27 @@ def test_loaders_hand_over_the_bytes_that_are_planned(made):
     stage = made().stages[-1]
     raw = read(stage.data.source.open(), [0, 1], stage.size)
     assert raw.images.nbytes == 2 * sample_bytes(stage)
+
+
+def test_stages_that_training_shards_not_are_not_sharded_on_paper():
+    recipe = hdit.imagenet128_debug()
+    (stage,) = recipe.stages
+    assert work_of_all(recipe)["train"].shardable
+    for own in (
+        replace(stage, ema_device="cpu"),
+        replace(stage, reduction="exact"),
+        replace(stage, optimizer=AdamW8bit()),
+    ):
+        assert not work_of_all(replace(recipe, stages=(own,)))["train"].shardable
+
+
+def test_moments_of_8_bits_and_an_average_elsewhere_take_less():
+    recipe = greedy.vermeer_8b()
+    stage = recipe.stages[0]
+    small = replace(stage, optimizer=AdamW8bit(), ema_device="cpu")
+    plain, less = (work_of_all(replace(recipe, stages=(one,)))[stage.name] for one in (stage, small))
+    assert plain.state_bytes == pytest.approx(20 * plain.parameters, rel=0.01)
+    assert less.state_bytes == pytest.approx((4 + 4 + 2) * plain.parameters, rel=0.01)
 
 
 def test_latents_are_read_as_their_moments():
