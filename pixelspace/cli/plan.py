@@ -71,7 +71,8 @@ def _saved(saving: "Saving", fails: bool) -> str:
 
 def _passed(seconds: float, device_days: float, price: float) -> str:
     money = f", cost {price:,.0f}" if price else ""
-    return f"{seconds / 86400:,.2f} days, {device_days:,.1f} device-days{money}"
+    shown = f"{device_days:,.1f}" if device_days >= 1 else f"{device_days:.2g}"
+    return f"{_time(seconds)}, {shown} device-days{money}"
 
 
 def _stage(stage: "Stage", number: int, cost: "Cost", machine: "Machine") -> Iterator[str]:
