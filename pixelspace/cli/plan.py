@@ -78,7 +78,7 @@ def _passed(seconds: float, device_days: float, price: float) -> str:
 def _stage(stage: "Stage", number: int, cost: "Cost", machine: "Machine") -> Iterator[str]:
     work, chosen = cost.work, cost.chosen
     height, width = stage.size
-    yield f"stage {work.name}: {work.steps:,} steps of {work.batch:,} images, {height}x{width}, {stage.precision}"
+    yield f"stage {work.name}: {work.steps:,} steps of {work.batch:,} images, {height}x{width}, {work.precision}"
     for one in cost.layouts:
         yield _tried(one, machine, one is chosen)
     yield _line("arithmetic of training on one image", f"{work.flops(chosen.checkpointing) / 1e9:,.6g} GFLOP")
@@ -101,8 +101,9 @@ def _stage(stage: "Stage", number: int, cost: "Cost", machine: "Machine") -> Ite
 
 def _machine(machine: "Machine") -> Iterator[str]:
     nodes = f", {machine.per_node} to a node" if machine.devices > machine.per_node else ""
-    fp32 = machine.peak(False) / 1e12
-    peak = f"{_bytes(machine.memory)} and {machine.flops / 1e12:g} TFLOP/s each ({fp32:g} in float32)"
+    tf32, fp32 = (machine.peak(precision) / 1e12 for precision in ("tf32", "fp32"))
+    peaks = f"{machine.flops / 1e12:g} TFLOP/s each ({tf32:g} in TF32, {fp32:g} in float32)"
+    peak = f"{_bytes(machine.memory)} and {peaks}"
     yield f"{machine.devices:,} devices{nodes}: {peak}"
     yield _line("taken for granted", f"{machine.efficiency:.0%} of the peak; {machine.spare:.0%} of memory left free")
     within = f"{_bytes(machine.bandwidth)}/s between nodes, {_bytes(machine.node_bandwidth)}/s within one"
@@ -141,7 +142,7 @@ def plan(
         settings: Settings to replace, by their dotted path.
         data: What to train on in place of the recipe's data; see `train`.
         text: What reads the captions, in place of the recipe's encoder; see `train`.
-        fp32_flops: Its peak in float32; half of --flops, which is TF32's, by default.
+        fp32_flops: Its peak in float32 without TF32; a sixteenth of --flops by default.
         efficiency: The share of the peak that a step reaches; 0.3 by default (docs/planning.md says why).
         per_node: GPUs in one machine; 8 by default.
         bandwidth: Between machines, for each GPU; 25GB/s by default.

@@ -16,6 +16,7 @@ from pixelspace.config import value
 from pixelspace.errors import UserError
 
 Sharding = Literal["none", "node", "full"]
+Precision = Literal["bf16", "tf32", "fp32"]
 HOUR, DAY = 3600, 86400
 _KEPT_LAST = 3  # checkpoints
 _HOPELESS = 30  # mean times between failures from one checkpoint to the next
@@ -26,10 +27,10 @@ class Machine:
     """`devices` of one kind, `per_node` to a node, at `price` an hour each (0: not known).
 
     `memory` is in bytes a device, of which the share `spare` is left to driver, workspaces and fragments. `flops` is
-    the peak of bfloat16 in operations a second, `fp32_flops` that of float32 (0: half of it, as TF32 has it), and
-    `efficiency` the share of them that a step reaches. `bandwidth` and `node_bandwidth` are bytes a second out of a
-    device, to other nodes and within its own; traffic costs nothing while it takes no longer than the share `overlap`
-    of the arithmetic that it runs beside.
+    the peak of bfloat16 in operations a second, of which TF32 has half; `fp32_flops` is that of float32 (0: a
+    sixteenth, as an A100 has), and `efficiency` the share of them that a step reaches. `bandwidth` and
+    `node_bandwidth` are bytes a second out of a device, to other nodes and within its own; traffic costs nothing while
+    it takes no longer than the share `overlap` of the arithmetic that it runs beside.
 
     `write` is how fast a checkpoint is written, hashed and read back, in bytes a second. A device fails every `mtbf`
     hours (0: never), and `restart` seconds pass until all train again.
@@ -72,9 +73,11 @@ class Machine:
         """Bytes of a device that a stage may fill."""
         return (1 - self.spare) * self.memory
 
-    def peak(self, bf16: bool) -> float:
-        """Operations a second of a device in bfloat16 or float32."""
-        return self.flops if bf16 else self.fp32_flops or self.flops / 2
+    def peak(self, precision: Precision) -> float:
+        """Operations a second of a device."""
+        if precision == "fp32":
+            return self.fp32_flops or self.flops / 16
+        return self.flops if precision == "bf16" else self.flops / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Work:
     images: int
     save_images: int
     keep_every: int
-    bf16: bool
+    precision: Precision
     parameters: int
     learnt: int
     gathered: int
@@ -249,7 +252,7 @@ def layout(
     sizes = [micro for micro in range(mine, 0, -1) if mine % micro == 0]
     micro = next((micro for micro in sizes if filled(micro) <= machine.room), 0)
     rounds = mine // (micro or 1)
-    compute = mine * work.flops(checkpointing) / (machine.peak(work.bf16) * machine.efficiency)
+    compute = mine * work.flops(checkpointing) / (machine.peak(work.precision) * machine.efficiency)
     traffic = traffic_seconds(work, machine, sharding, rounds)
     # Gradients of plain copies travel in the last micro-batch alone; gathered weights in all of them.
     hidden = machine.overlap * compute / (rounds if sharding == "none" else 1)

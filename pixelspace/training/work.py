@@ -154,7 +154,7 @@ def work_of(stage: Stage, plan: Plan) -> Work:
         images=stage.images,
         save_images=stage.save_images,
         keep_every=stage.keep_every,
-        bf16=stage.precision == "bf16",
+        precision="tf32" if stage.precision == "fp32" and stage.tf32 else stage.precision,
         parameters=_count(plan.network),
         learnt=learnt,
         gathered=_gathered(plan.network),

@@ -24,7 +24,9 @@ def test_a_plan_says_what_each_stage_and_all_of_them_take(cli):
     given = (*A100, "--mtbf", "10000", "--price", "2.5", "--samples", "1000")
     code, out, err = cli("plan", "maskdit-imagenet256-debug", *given)
     assert code == 0, err
-    assert out.startswith("maskdit-imagenet256-debug on 4 devices: 80.0 GB and 312 TFLOP/s each (156 in float32)\n")
+    assert out.startswith(
+        "maskdit-imagenet256-debug on 4 devices: 80.0 GB and 312 TFLOP/s each (156 in TF32, 19.5 in float32)\n"
+    )
     assert out.count("\nstage ") == 2 and out.count(" <-\n") == 2
     words = ("none: copies (DDP)", "full: shared by all", "GFLOP", "images/s", "kept", "Young", "device-days, cost")
     assert all(word in out for word in words)

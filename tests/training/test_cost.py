@@ -32,7 +32,7 @@ WORK = Work(
     images=6400,
     save_images=640,
     keep_every=2,
-    bf16=True,
+    precision="bf16",
     parameters=10**9,
     learnt=10**9,
     gathered=10**8,
@@ -60,11 +60,12 @@ def test_the_arithmetic_is_what_the_devices_reach_in_the_time():
         assert found.bytes_per_second == pytest.approx(1000 * found.images_per_second)
 
 
-def test_float32_has_half_the_peak_unless_it_is_given():
-    full = replace(WORK, bf16=False)
-    assert cost(full, ONE, nothing_kept).chosen.step == 2 * cost(WORK, ONE, nothing_kept).chosen.step
-    slow = replace(ONE, fp32_flops=10e12)
-    assert cost(full, slow, nothing_kept).chosen.step == pytest.approx(10 * cost(WORK, slow, nothing_kept).chosen.step)
+def test_each_precision_has_its_own_peak():
+    step = cost(WORK, ONE, nothing_kept).chosen.step
+    assert cost(replace(WORK, precision="tf32"), ONE, nothing_kept).chosen.step == pytest.approx(2 * step)
+    full = replace(WORK, precision="fp32")
+    assert cost(full, ONE, nothing_kept).chosen.step == pytest.approx(16 * step)
+    assert cost(full, replace(ONE, fp32_flops=10e12), nothing_kept).chosen.step == pytest.approx(10 * step)
 
 
 def test_what_is_shared_by_all_is_there_once():

@@ -77,6 +77,15 @@ def test_where_all_learn_training_is_three_forward_passes():
     assert work.flops(False) == 6 * work.forward and work.flops(True) == 8 * work.forward
 
 
+def test_work_is_in_the_precision_of_its_products():
+    tuned = maskdit.imagenet256_debug().stages[1]
+    found = (
+        replace(tuned, precision=own, tf32=tf32) for own, tf32 in (("fp32", False), ("fp32", True), ("bf16", True))
+    )
+    recipes = (Recipe("one", (replace(stage, init=None),)) for stage in found)
+    assert [work_of_all(recipe)["tuned"].precision for recipe in recipes] == ["fp32", "tf32", "bf16"]
+
+
 def test_masked_patches_cost_nothing_and_a_moving_mask_its_mean():
     masked, tuned = maskdit.imagenet256_cosine().stages
     assert forward_macs(masked) == masked.backbone.macs(32, 32, 128)
