@@ -41,6 +41,10 @@ class _Shaped(Tensor):
         made.meta = meta
         return made
 
+    def tolist(self) -> Any:
+        """Zeros: tables that are made from its numbers are as large."""
+        return torch.zeros(self.shape, dtype=self.dtype).tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         seen: dict[int, _Shaped] = {}
@@ -93,10 +97,12 @@ def _batch(stage: Stage, batch: int) -> Batch:
 
 
 def _likeness(unit: nn.Module) -> Hashable:
-    """Equal for modules that differ in their numbers alone: the types of all parts and what stands in them."""
+    """Equal for modules that differ in their numbers alone: the types of all parts and their settings, which do not
+    begin with an underscore."""
 
     def of(part: nn.Module) -> Hashable:
-        settings = {key: repr(what) for key, what in vars(part).items() if key not in _OF_EVERY_MODULE}
+        own = vars(part).items()
+        settings = {key: repr(what) for key, what in own if key[0] != "_" and key not in _OF_EVERY_MODULE}
         held = chain(part.named_parameters(recurse=False), part.named_buffers(recurse=False))
         sizes = ((name, one.shape, one.dtype, one.requires_grad) for name, one in held)
         return type(part), part.training, tuple(sorted(settings.items())), tuple(sizes)
