@@ -53,8 +53,8 @@ def test_a_level_of_hdit_more_costs_four_times_the_one_before_and_a_pixel_less(m
     assert plain == sorted(plain) and scale.macs(("DiT", 64, 128)) == scale.macs(("HDiT", 64, 128))
 
 
-@pytest.mark.parametrize("name", ["freezing", "growing", "masking", "nesting", "sample", "scale", "step"])
-def test_a_benchmark_of_training_says_how_it_is_asked(name):
+@pytest.mark.parametrize("name", ["freezing", "growing", "masking", "nesting", "sample", "scale", "startup", "step"])
+def test_a_benchmark_says_how_it_is_asked(name):
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"benchmarks/{name}.py" in said
