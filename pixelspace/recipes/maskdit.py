@@ -82,7 +82,7 @@ def _imagenet(side: int, steps: int) -> Stage:
 
 
 def _tuned(stage: Stage, steps: int, batch: int, objective: Objective = _WHOLE) -> Stage:
-    """All patches, half the rate, full precision."""
+    """All patches, half the rate, full precision but for TF32, as in the original."""
     return replace(
         stage,
         name="tuned",
@@ -91,6 +91,7 @@ def _tuned(stage: Stage, steps: int, batch: int, objective: Objective = _WHOLE) 
         images=steps * batch,
         optimizer=replace(stage.optimizer, lr=5e-5),
         precision="fp32",
+        tf32=True,
         micro=64,
         init=_CARRIED,
     )

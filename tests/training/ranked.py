@@ -22,6 +22,7 @@ from pixelspace.recipes.hdit import imagenet128_debug
 from pixelspace.recipes.maskdit import imagenet256_cosine_debug
 from pixelspace.recipes.matryoshka import cc12m_debug
 from pixelspace.training.loop import run_recipe
+from pixelspace.training.parallel import check_alike, check_ranks
 from pixelspace.training.stage import Recipe
 
 COMMON = dict(batch=8, log_steps=1, sample_count=2, validate_count=4, keep_every=1)
@@ -71,10 +72,12 @@ def main() -> None:
     try:
         with joined(device, float(sys.argv[2]) if len(sys.argv) > 2 else 60) as ranks:
             for run in json.loads(sys.argv[1]):
-                out = Path(run["out"])
+                recipe, out, shard = recipe_of(run), Path(run["out"]), run.get("shard", "none")
+                check_ranks(recipe.stages[0], ranks.world, shard)
+                check_alike(ranks, recipe, device, shard)
                 out.mkdir(parents=True, exist_ok=True)
                 said = dict(progress=False, say=lambda line: print(f"{ranks.rank}: {line}", flush=True))
-                run_recipe(recipe_of(run), out, device=device, ranks=ranks, sharding=run.get("shard", "none"), **said)
+                run_recipe(recipe, out, device=device, ranks=ranks, sharding=shard, **said)
     except PixelspaceError as error:
         if not error.told:
             print(f"error: {error}", file=sys.stderr)

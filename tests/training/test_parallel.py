@@ -24,12 +24,13 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def started(world: int, *arguments: str, port: int | None = None) -> list[subprocess.Popen]:
-    """The ranks of one job, each with its environment as torchrun sets it."""
+def started(world: int, job: str | list[str], *arguments: str, port: int | None = None) -> list[subprocess.Popen]:
+    """The ranks of one job, or each of its own, with the environment as torchrun sets it."""
+    jobs = [job] * world if isinstance(job, str) else job
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(world)}
     return [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
+            [sys.executable, str(PROGRAM), jobs[rank], *arguments],
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
