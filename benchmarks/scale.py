@@ -5,7 +5,7 @@
 HDiT at 64 px is a plain transformer on 16 x 16 patches of 4 pixels (width 256, 4 layers, every token to every token).
 Each doubling puts a level of neighborhood attention round it (width 128, kernel 7, a layer on the way down and one on
 the way up), so that the coarsest grid stays 16 x 16. The DiT keeps the plain network and patches of 4 pixels, and has
-four times the tokens; it stops at `--largest-dit`.
+four times the tokens; it stops at `--largest-dit`, for at 1024 px a step takes a quarter of an hour.
 
 Time is of a forward pass without gradients, as in sampling, and of forward and backward of the loss, one image in
 float32; memory is the peak above weights and inputs. Each cell has a process of its own for its peak, by its first
@@ -293,7 +293,7 @@ def main() -> None:
     ]
     cells = measured(keys, given)
     print(f"# Time and memory over pixels and parameters\n\n{machine(given)}; median (fastest - slowest).")
-    print(f"`python benchmarks/scale.py{f' --figure {given.figure}' if given.figure else ''}`\n")
+    print("`python benchmarks/scale.py --figure docs/scaling.png > benchmarks/scale_2vcpu_202611.md`\n")
     print((__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip())
     print(f"\n## Over pixels\n\n{verdict(cells)}\n" + "\n".join(by_side(cells)))
     print("\n## What a level costs by itself\n\nThe network with it less the one within it, of the same repeat.")
