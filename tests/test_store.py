@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from pixelspace import store
 from pixelspace.errors import CheckpointError, ResourceError, UserError
+from pixelspace.store.folders import locked
 
 STATE = {"step": 7, "lr": 1e-4 / 3, "tags": ["a", "ü", None], "nested": {"b": True}}
 
@@ -588,7 +589,7 @@ def test_sweep_deletes_stumps_of_the_dead_only_and_nothing_of_others(tmp_path):
         path.mkdir()
         (path / "model.safetensors").touch()
     (foreign / "thesis.tex").touch()
-    with store._locked(alive):
+    with locked(alive):
         store.sweep(tmp_path, "model")
         assert set(tmp_path.iterdir()) == {alive, other, foreign, plain}
     assert list(foreign.iterdir()) == [foreign / "thesis.tex"]

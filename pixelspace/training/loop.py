@@ -97,7 +97,7 @@ class StageRun:
         self._resume_or_start(given, ancestor)
         if not begun and self.engine.shards:
             self.state = self.engine.shared_out(self.state, stage, device)
-        module = self.engine.wrap(network, stage.compile, len(stage.data.bucket_sizes(stage.size)))
+        module = self.engine.wrap(network, stage)
 
         def forward(x: Tensor, c_noise: Tensor, cond: Cond, **keep: Tensor) -> Tensor:
             with autocast(stage, device):

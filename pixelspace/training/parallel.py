@@ -109,6 +109,14 @@ def _idles(stage: Stage) -> bool:
     return stage.objective.idles or (stage.backbone.keep_patch is not None and None in shown)
 
 
+def _shapes(stage: Stage) -> int:
+    """How many shapes of a batch a network sees in the stage: sizes of images, by numbers of patches shown."""
+    sizes = stage.data.bucket_sizes(stage.size)
+    moments = (i / 1000 for i in range(1001))
+    shown = {stage.objective.kept(*stage.shape[1:], progress) for progress in moments}
+    return len(sizes) * len(shown)
+
+
 class _Tree:
     """Sums of gradients in a tree of pairs, so that a part of it that two runs share has the same bits."""
 
@@ -192,17 +200,20 @@ class Engine:
         load_state_by_name(shared.optimizer, mine["optimizer"])
         return shared
 
-    def wrap(self, network: nn.Module, compiled: bool, sizes: int) -> Callable[..., Tensor]:
-        """What is called as the network in training; compiled, for so many sizes of a batch."""
-        if compiled:  # beyond its limit torch would run it as it stands, and slowly
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, sizes + 1)
+    def wrap(self, network: nn.Module, stage: Stage) -> Callable[..., Tensor]:
+        """What is called as the network in training; compiled, for each shape of a batch, where the stage says so."""
+        compiled = stage.compile
+        if compiled:
+            torch._dynamo.reset()  # an earlier stage's graphs count towards the limit, and make this one's dynamic
+            # Beyond it torch would run the network as it stands, and slowly.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _shapes(stage) + 1)
         if self.shards:
             if compiled:
                 for unit in network.units():  # type: ignore[operator]
-                    unit.compile()
+                    unit.compile(dynamic=False)
             self._module = network
             return network
-        called = torch.compile(network) if compiled else network
+        called = torch.compile(network, dynamic=False) if compiled else network
         if self.ranks.world == 1 or self._tree is not None:
             return called
         with warnings.catch_warnings():
