@@ -145,7 +145,7 @@ def main() -> None:
     if given.device == "cpu":
         torch.set_num_threads(1)
     print(f"# How fast images are drawn\n\n{machine(given).replace('fp32', 'bf16 and fp32')}")
-    print("`python benchmarks/sample.py`\n")
+    print("`python benchmarks/sample.py > benchmarks/sample_2vcpu_202611.md`\n")
     print((__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip())
     print("\n## The demo's network, by sampler\n")
     by_sampler(given)

@@ -5,7 +5,7 @@
 HDiT at 64 px is a plain transformer on 16 x 16 patches of 4 pixels (width 256, 4 layers, every token to every token).
 Each doubling puts a level of neighborhood attention round it (width 128, kernel 7, a layer on the way down and one on
 the way up), so that the coarsest grid stays 16 x 16. The DiT keeps the plain network and patches of 4 pixels, and has
-four times the tokens; it stops at `--largest-dit`, for at 1024 px a step takes a quarter of an hour.
+four times the tokens; it stops at `--largest-dit`, for a step at 1024 px would take a quarter of an hour.
 
 Time is of a forward pass without gradients, as in sampling, and of forward and backward of the loss, one image in
 float32; memory is the peak above weights and inputs. Each cell has a process of its own for its peak, by its first
