@@ -213,6 +213,8 @@ def _meeting(device: torch.device, patience: float) -> Any:
     backend = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}.get(device.type)
     if backend is None:
         raise UserError(f"device {device.type!r} cannot work with others; start one process, without torchrun")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what the library makes by itself must not all land on the first
     try:
         torch.distributed.init_process_group(backend, timeout=timedelta(seconds=patience))
     except ValueError as error:

@@ -1,8 +1,18 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from pixelspace.dist import pick_device, rank, world
-from pixelspace.errors import ResourceError, UserError
+from pixelspace.dist import Ranks, joined, pick_device, rank, world
+from pixelspace.errors import PeerError, ResourceError, UserError
+
+
+def at_once(work, count: int) -> list:
+    """What each of so many ranks makes of `work(ranks)`; here they are threads."""
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(count) as pool:
+        jobs = [pool.submit(work, Ranks(rank, count, store)) for rank in range(count)]
+        return [job.result(timeout=30) for job in jobs]
 
 
 def test_a_device_is_picked_by_name_or_by_itself():
@@ -37,3 +47,59 @@ def test_rank_and_world_are_those_of_torchrun(monkeypatch):
 def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count() - 1))
     assert pick_device() == pick_device("cuda") == torch.device("cuda", torch.cuda.device_count() - 1)
+
+
+def test_ranks_that_meet_see_what_all_say_in_order():
+    def work(ranks: Ranks) -> list:
+        return [ranks.meet([ranks.rank, "é", None]), ranks.meet({"again": ranks.rank})]
+
+    said = [[[rank, "é", None] for rank in range(4)], [{"again": rank} for rank in range(4)]]
+    assert at_once(work, 4) == [said] * 4
+    assert Ranks().meet("alone") == ["alone"]
+
+
+def test_the_first_rank_has_its_turn_before_the_others():
+    order = []
+
+    def work(ranks: Ranks) -> None:
+        with ranks.in_turn():
+            order.append(ranks.rank)
+
+    at_once(work, 3)
+    assert order[0] == 0
+    assert sorted(order) == [0, 1, 2]
+
+
+def test_who_waits_for_a_rank_that_failed_hears_of_it():
+    def work(ranks: Ranks) -> str:
+        if ranks.rank == 1:
+            ranks._store.set("failed", "rank 1: no disk")
+            return ""
+        with pytest.raises(PeerError) as found:
+            ranks.meet()
+        return str(found.value)
+
+    assert at_once(work, 2) == ["rank 1: no disk", ""]
+
+
+def test_a_process_alone_joins_nothing(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined(torch.device("cpu")) as ranks:
+        assert (ranks.rank, ranks.world, ranks.first, ranks.meet(1)) == (0, 1, True, [1])
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_device_that_works_alone_and_a_missing_address_are_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(UserError, match="device 'meta' cannot work with others; start one process"),
+        joined(torch.device("meta")),
+    ):
+        pass
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(UserError, match=r"MASTER_ADDR expected, but not set; start the ranks by torchrun"),
+        joined(torch.device("cpu")),
+    ):
+        pass

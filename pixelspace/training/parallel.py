@@ -47,18 +47,11 @@ def check_ranks(stage: Stage, world: int, sharding: Sharding) -> None:
             f"stage {stage.name!r}: {of}; take one of {fits} ranks, or set stages.N.lanes to a number that "
             f"{world} divides and that divides the batch"
         )
-    if stage.reduction == "exact":
-        if sharding != "none":
-            raise UserError(
-                f"stage {stage.name!r}: reduction 'exact' needs whole gradients on each rank, and --shard {sharding} "
-                f"has parts of them; leave --shard out, or set reduction to 'fast'"
-            )
-        if world & (world - 1):
-            powers = [n for n in fits if not n & (n - 1)]
-            raise UserError(
-                f"stage {stage.name!r}: reduction 'exact' adds gradients in pairs, and {world} ranks are no power of "
-                f"two; take one of {powers}"
-            )
+    if stage.reduction == "exact" and sharding != "none":
+        raise UserError(
+            f"stage {stage.name!r}: reduction 'exact' needs whole gradients on each rank, and --shard {sharding} has "
+            f"parts of them; leave --shard out, or set reduction to 'fast'"
+        )
     if stage.ema_device == "cpu" and sharding != "none":
         raise UserError(
             f"stage {stage.name!r}: --shard {sharding} leaves each rank little of the average, on its own device; set "

@@ -28,6 +28,7 @@ def started(world: int, job: str | list[str], *arguments: str, port: int | None 
     """The ranks of one job, or each of its own, with the environment as torchrun sets it."""
     jobs = [job] * world if isinstance(job, str) else job
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(world)}
+    place |= {"LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"} if world == 4 else {}  # two machines of two
     return [
         subprocess.Popen(
             [sys.executable, str(PROGRAM), jobs[rank], *arguments],
@@ -103,7 +104,8 @@ def runs(tmp_path_factory) -> Path:
         ],
     )
     trained(1, [at(1, "alone"), at(1, "exact", **exact), *(at(1, name, name) for name, _ in small), chain(40, "none")])
-    trained(4, [at(4, "ddp"), at(4, "exact", **exact), chain(60, "full")])
+    hybrid = at(4, "hybrid", shard="node", set={"images": 4 * IMAGES})
+    trained(4, [at(4, "ddp"), at(4, "exact", **exact), hybrid, chain(60, "full")])
     return root
 
 
@@ -112,9 +114,14 @@ def test_losses_of_60_steps_are_those_of_one_process(runs, name):
     check_equal(runs / "alone-1", runs / name, 60)
 
 
-@pytest.mark.parametrize("name", ["ddp-micro-2", "fsdp-micro-2"])
-def test_micro_batches_of_ranks_add_up_to_the_same_losses(runs, name):
+@pytest.mark.parametrize("name", ["ddp-micro-2", "fsdp-micro-2", "hybrid-4"])
+def test_micro_batches_and_machines_of_ranks_add_up_to_the_same_losses(runs, name):
     check_equal(runs / "alone-1", runs / name, 4)
+
+
+def test_machines_that_hold_copies_store_them_once(runs):
+    (folder,) = (runs / "hybrid-4").glob("00-*/checkpoints/step-*")
+    assert {path.name for path in folder.glob("model*")} == {"model.safetensors", "model.1.safetensors"}
 
 
 @pytest.mark.parametrize("world", [2, 4])

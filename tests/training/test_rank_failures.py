@@ -77,11 +77,12 @@ def test_a_stop_that_one_rank_is_asked_for_stops_all_with_a_checkpoint(two, tmp_
 
 
 def test_a_rank_that_fails_leaves_its_line_to_the_others(tmp_path):
-    apart = [job(tmp_path / "run", set={"images": 80}), job(tmp_path / "run", set={"images": 80, "micro": 3})]
+    exact = {"images": 80, "reduction": "exact"}
+    apart = [job(tmp_path / "run", set={"images": 80}), job(tmp_path / "run", set=exact, shard="full")]
     ranks = started(2, apart)
     found = ended(ranks, ALIVE)
     assert [code for code, _ in found] == [7, 2]
-    assert "stopped because of rank 1: stage 'train': micro 3 must divide" in found[0][1]
+    assert "stopped because of rank 1: stage 'train': reduction 'exact' needs whole gradients" in found[0][1]
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
