@@ -103,7 +103,7 @@ class Ranks:
         for key in keys:
             while not self._store.check([key]):
                 if failed := self.failed():
-                    raise PeerError(failed)
+                    raise PeerError(f"rank {self.rank}: stopped because of {failed}")
                 time.sleep(0.002)
         self._store.delete_key(before)  # read by all, or they would not be here
         return [json.loads(self._store.get(key)) for key in keys]

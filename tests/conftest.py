@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it, and before torch starts its threads
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process; so many threads as cores in each disturb one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported, by whichever test comes first
 
 import pytest

@@ -79,7 +79,7 @@ def test_who_waits_for_a_rank_that_failed_hears_of_it():
             ranks.meet()
         return str(found.value)
 
-    assert at_once(work, 2) == ["rank 1: no disk", ""]
+    assert at_once(work, 2) == ["rank 0: stopped because of rank 1: no disk", ""]
 
 
 def test_a_process_alone_joins_nothing(monkeypatch):

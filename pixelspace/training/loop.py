@@ -377,7 +377,8 @@ class StageRun:
                 step, raw, report = coming[0][0], coming[0][1], coming[0][2].read()
                 coming.popleft()
                 stopping = stopping or report.stop
-                self.count_unreadable(step, raw, report.replaced)
+                if self.ranks.world > 1:
+                    self.count_unreadable(step, raw, report.replaced)
                 if report.finite:
                     reports.append(report)
                     octiles.add(report.sigmas, report.losses)
@@ -393,6 +394,9 @@ class StageRun:
                 waited += time.monotonic() - asked_at
                 self.note_unreadable(raw)
                 step = state.step
+                if raw.bad and self.ranks.world == 1:  # of others it is known after the step
+                    settle(0)
+                    self.count_unreadable(step, raw, len(raw.bad))
                 given = state, self.forward, stage, raw, self.rng, self.reader
                 try:
                     coming.append((step, raw, train_step(*given, self.engine, stop.is_set())))

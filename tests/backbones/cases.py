@@ -93,7 +93,7 @@ CASES = {
 # Compiled in the long campaign only: of parts that others have.
 SLOW_TO_COMPILE = {
     *("hdit-plain", "maskdit-cls-token", "maskdit-self-feature", "shallow-uvit-plain", "unet-plain", "uvit-plain"),
-    *("nested-clip", "round-hdit", "round-uvit"),
+    *("nested-clip", "round-hdit", "round-uvit", "hdit", "maskdit", "unet", "uvit", "shallow-uvit"),
 }
 
 

@@ -88,6 +88,7 @@ def test_embeddings_take_the_encoders_place(cli, tmp_path):
     refused(cli("train", "runs/hdit-text-debug", "--quiet", "--stage", "train", "--out", "other"), 3, "embed")
 
 
+@pytest.mark.slow
 def test_a_model_of_text_is_judged_by_its_training_captions_or_given_ones(cli, told, tmp_path):
     judged = ("evaluate", told, "--count", "8", "--steps", "2", "--metric", "precision", "--quiet", "--batch", "8")
     code, _, err = cli(*judged, "--out", "own")

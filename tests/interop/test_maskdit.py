@@ -120,7 +120,8 @@ def test_a_network_that_sees_its_own_features_encodes_twice(golden, weights, con
     plain.t_embedder.register_forward_hook(lambda module, given, out: out + feature)
     inputs, c_noise = model.config.process.inputs(x, sigma)
     expected = model.config.process.denoised(plain(inputs, c_noise, cond), x, sigma)
-    torch.testing.assert_close(model.denoised(x, sigma, cond), expected, **CLOSE)
+    # Float32 at sigmas up to 80, by sums in another order.
+    torch.testing.assert_close(model.denoised(x, sigma, cond), expected, rtol=1e-4, atol=5e-6)
 
 
 def test_an_imported_model_saves_loads_and_makes_pixels_where_it_is_of_them(tmp_path):
