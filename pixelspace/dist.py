@@ -100,11 +100,13 @@ class Ranks:
         before, self._met = f"met/{self._met}/{self.rank}", self._met + 1
         self._store.set(f"met/{self._met}/{self.rank}", json.dumps(mine))
         keys = [f"met/{self._met}/{rank}" for rank in range(self.world)]
+        pause = 0.001
         for key in keys:
             while not self._store.check([key]):
                 if failed := self.failed():
                     raise PeerError(f"rank {self.rank}: stopped because of {failed}")
-                time.sleep(0.002)
+                time.sleep(pause)
+                pause = min(1.5 * pause, 0.1)  # seldom, where many wait long for one
         self._store.delete_key(before)  # read by all, or they would not be here
         return [json.loads(self._store.get(key)) for key in keys]
 
