@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 _HERE = (
     torch.backends.mkldnn.is_available()
@@ -19,7 +19,7 @@ _SMALLEST = 1 << 14  # weights: of smaller maps, and of single vectors, a call c
 
 
 # An operator of our own: of the library's PyTorch's compiler thinks that its weights never change.
-@torch.library.custom_op("pixelspace::linear", mutates_args=())
+@library.custom_op("pixelspace::linear", mutates_args=())
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
