@@ -1,7 +1,11 @@
-"""What a stage cannot make of its data."""
+"""What a stage cannot make of its data, or of other data than it has begun with."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from pixelspace.data.dataset import Dataset
 from pixelspace.errors import UserError
+from pixelspace.text.encoder import Reader
 from pixelspace.training.stage import Stage
 
 
@@ -33,3 +37,22 @@ def check_data(stage: Stage, dataset: Dataset) -> None:
     _check_labels(stage, dataset)
     dataset.check(stage.size, stage.data.flip, stage.codec)
     _check_buckets(stage, dataset)
+
+
+def check_as_before(stage: Stage, dataset: Dataset, reader: Reader | None, saved: Mapping[str, Any], name: str) -> None:
+    """Refuses other data, or other weights of what reads them, than the checkpoint `name` was made of, as `saved` says.
+
+    Raises:
+        UserError: naming what has changed.
+    """
+    if saved["fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"the data has changed since {name}: {saved['samples']} samples then, {len(dataset)} now; bring it back, "
+            "or start anew with another --out"
+        )
+    if saved.get("codec", "") != stage.codec.identity():
+        raise UserError(f"stage {stage.name!r}: the codec's weights have changed since {name}")
+    if (found := reader.identity if reader else "") != saved.get("text", ""):
+        raise UserError(
+            f"stage {stage.name!r}: the text encoder has changed since {name}: {saved.get('text')} then, {found} now"
+        )

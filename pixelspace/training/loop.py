@@ -22,7 +22,7 @@ import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read
 from pixelspace.dist import Ranks, device_bytes
-from pixelspace.errors import CheckpointError, DataError, NumericalError, ResourceError, Stopped, UserError
+from pixelspace.errors import CheckpointError, DataError, NumericalError, ResourceError, Stopped
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import Report
 from pixelspace.nn.weights import digest, load_weights
@@ -30,7 +30,7 @@ from pixelspace.objectives.denoising import Backbone
 from pixelspace.random import Rng
 from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
-from pixelspace.training.fit import check_data
+from pixelspace.training.fit import check_as_before, check_data
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
 from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
@@ -48,6 +48,10 @@ from pixelspace.types import Cond, Evaluator, Held, Look
 
 BAD_WINDOW = 100  # steps over which `Stage.bad_steps` counts
 UNREADABLE_WINDOW, UNREADABLE_MAX = 10_000, 10  # samples
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
 
 
 class StageRun:
@@ -68,8 +72,9 @@ class StageRun:
         ranks: Ranks | None = None,
         sharding: Sharding = "none",
     ):
-        self.stage, self.folder, self.recipe, self.device, self.say = stage, folder, recipe, device, say
+        self.stage, self.folder, self.recipe, self.device = stage, folder, recipe, device
         self.ranks = ranks or Ranks()
+        self.aloud, self.say = say, say if self.ranks.first else _silent
         self.engine = Engine(stage, self.ranks, sharding)
         self.rng = Rng(Rng(recipe.seed).key("stage", stage.name))
         self.weights_folder = judges or (cache or folder) / "weights"
@@ -78,8 +83,8 @@ class StageRun:
         with self.ranks.in_turn():  # the first may leave an index in the cache
             self.dataset = stage.data.source.open(cache)
         check_data(stage, self.dataset)
-        self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, say)
-        self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, say)
+        self.train_ids, self.held_ids = divide(self.dataset, stage.data, recipe.split, self.say)
+        self.order = ordered(self.dataset, stage.data, self.train_ids, self.rng, stage.size, stage.batch, self.say)
         self.reader = open_reader(stage, self.dataset, self.train_ids, self.held_ids, device)
         self.nothing = nothing(self.reader)
         for evaluator in stage.evaluators:  # reads its networks now, not after the images
@@ -113,20 +118,7 @@ class StageRun:
             saved = resumed.contents.state
             for line in resumed.refused:
                 self.say(f"refused: {line}")
-            if saved["fingerprint"] != self.dataset.fingerprint:
-                raise UserError(
-                    f"the data has changed since {resumed.path.name}: {saved['samples']} samples then, "
-                    f"{len(self.dataset)} now; bring it back, or start anew with another --out"
-                )
-            if saved.get("codec", "") != self.stage.codec.identity():
-                raise UserError(
-                    f"stage {self.stage.name!r}: the codec's weights have changed since {resumed.path.name}"
-                )
-            if (found := self.reader.identity if self.reader else "") != saved.get("text", ""):
-                raise UserError(
-                    f"stage {self.stage.name!r}: the text encoder has changed since {resumed.path.name}: "
-                    f"{saved.get('text')} then, {found} now"
-                )
+            check_as_before(self.stage, self.dataset, self.reader, saved, resumed.path.name)
             alike = saved.get("world", 1) == self.ranks.world or self.stage.reduction == "exact"
             if alike and saved["threads"] != torch.get_num_threads():
                 self.say(f"using {saved['threads']} threads, as before: another count gives other bits")
@@ -304,7 +296,7 @@ class StageRun:
         """Says which samples had to be replaced, each once."""
         for name, reason in raw.bad:
             if name not in self.told:
-                self.say(f"unreadable, replaced by another: {name}: {reason}")
+                self.aloud(f"unreadable, replaced by another: {name}: {reason}")
             self.told.add(name)
 
     def count_unreadable(self, step: int, raw: Raw, replaced: int) -> None:
