@@ -2,11 +2,12 @@
 
     python benchmarks/attention.py [--device cpu] [--dtype float32] [--grids 16 32 64 128 256] [--repeats 7]
 
-Kernel 7, 2 heads of 64, stored head by head as networks on a CPU write them. Each cell is a process of its own, so that
-its peak memory is its own; repeats go round the backends in turn, so that a busy moment of the machine hits all of
-them. Prints a Markdown table: median (fastest to slowest) milliseconds, and how many times as fast as the dense-mask
-reference, which needs the square of the tokens and stops at 64 x 64. Memory is of the first call, with its masks and,
-where it is compiled, the compiler's; time of the second. FlexAttention is compiled on CUDA, and eager on a CPU.
+Kernel 7, 2 heads of 64, stored head by head as networks on a CPU write them. Each cell is a process of its own, and
+another one for its memory, in which what is freed is given back; repeats go round the backends in turn, so that a busy
+moment of the machine hits all of them. Prints a Markdown table: median (fastest to slowest) milliseconds, and how many
+times as fast as the dense-mask reference, which needs the square of the tokens and stops at 64 x 64. Memory is of the
+first call, with its masks and, where it is compiled, the compiler's; time of the second. FlexAttention is compiled on
+CUDA, and eager on a CPU.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import time
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, forget_peak, peak_bytes
+from measure import RETURNS_MEMORY, forget_peak, peak_bytes
+
+from pixelspace.cli.machine import prepare
 
 KERNEL, HEADS, HEAD_DIM, LARGEST_DENSE = 7, 2, 64, 64
 COMPILED = "compiled "
@@ -68,11 +71,16 @@ def cell(backend: str, grid: int, batch: int, dtype: str, device: str) -> dict:
 
 
 def measured(backend: str, grid: int, given: argparse.Namespace) -> dict | str:
-    """`cell` in a process of its own, or why it could not be."""
+    """`cell` in processes of its own, or why it could not be."""
     command = [sys.executable, __file__, "--cell", backend, "--grids", str(grid), "--dtype", given.dtype]
     command += ["--device", given.device, "--batch", str(given.batch)]
-    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **SPINS_LITTLE, **RETURNS_MEMORY})
-    return json.loads(ran.stdout) if ran.returncode == 0 else ran.stderr.strip().splitlines()[-1]
+    found: dict = {}
+    for environment in (RETURNS_MEMORY, {}):
+        ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+        if ran.returncode:
+            return ran.stderr.strip().splitlines()[-1]
+        found |= {key: one for key, one in json.loads(ran.stdout).items() if environment or not key.endswith("_bytes")}
+    return found
 
 
 def column(cells: list[dict], key: str, reference: float | None) -> str:
@@ -86,6 +94,8 @@ def column(cells: list[dict], key: str, reference: float | None) -> str:
 
 
 def main() -> None:
+    """Prints the table, or as a child process one of its cells."""
+    prepare()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

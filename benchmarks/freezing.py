@@ -21,7 +21,6 @@ from typing import Any
 
 from measure import (
     RETURNS_MEMORY,
-    SPINS_LITTLE,
     asked,
     column,
     forget_peak,
@@ -31,6 +30,8 @@ from measure import (
     peak_bytes,
     timed,
 )
+
+from pixelspace.cli.machine import prepare
 
 NETWORKS = {"deep": ((384, 8, 64), (32, 64)), "flat": ((128, 4, 64), (64, 128))}
 ARMS = {"unfrozen": (False, False), "frozen": (True, False), "frozen, checkpointing": (True, True)}
@@ -70,7 +71,7 @@ def child(network: str, arm: str, what: str, given: argparse.Namespace) -> Any:
     """What one of this program's own processes finds."""
     command = [sys.executable, __file__, "--networks", network, "--arm", arm, "--what", what, "--device", given.device]
     command += ["--batch", str(given.batch), "--repeats", str(given.repeats), "--precision", given.precision]
-    env = {**os.environ, **SPINS_LITTLE, **(RETURNS_MEMORY if what == "memory" else {})}
+    env = {**os.environ, **(RETURNS_MEMORY if what == "memory" else {})}
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout)
 
 
@@ -124,6 +125,7 @@ def measured_memory(network: str, arm: str, given: argparse.Namespace) -> list[i
 
 def main() -> None:
     """Prints the tables, or as a child process a part of them."""
+    prepare()
     parser = asked(__doc__, batch=4)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--arm", help=argparse.SUPPRESS)

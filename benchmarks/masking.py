@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from measure import RETURNS_MEMORY, SPINS_LITTLE, asked, column, forget_peak, machine, peak_bytes
+from measure import RETURNS_MEMORY, asked, column, forget_peak, machine, peak_bytes
+
+from pixelspace.cli.machine import prepare
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 DECODERS = {"112x2": (112, 2, 4), "512x8": (512, 8, 16), "none": None}
@@ -93,7 +95,7 @@ def child(decoder: str, what: str, given: argparse.Namespace) -> list:
     """One of this program's own processes: `time`, or `memory` of one ratio."""
     command = [sys.executable, __file__, "--decoder", decoder, "--what", what, "--device", given.device]
     command += ["--batch", str(given.batch), "--repeats", str(given.repeats), "--precision", given.precision]
-    env = {**os.environ, **SPINS_LITTLE, **({} if what == "time" else RETURNS_MEMORY)}
+    env = {**os.environ, **({} if what == "time" else RETURNS_MEMORY)}
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
 
 
@@ -123,6 +125,7 @@ def measured_memory(decoder: str, ratio: float, given: argparse.Namespace) -> li
 
 def main() -> None:
     """Prints the table, or as a child process one of its parts."""
+    prepare()
     parser = asked(__doc__, batch=16)
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=["112x2", "none"])
     parser.add_argument("--decoder", choices=DECODERS, help=argparse.SUPPRESS)

@@ -11,14 +11,6 @@ from typing import Any
 
 # For the environment of a process whose peak is measured: otherwise freed memory stays with it and hides later peaks.
 RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-# Of one whose time is measured over sizes: else each tensor of 32 MiB and more is given back when it is freed, and its
-# pages taken anew, for as long again as all computing at 1024 px.
-KEEPS_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**34),
-    "MALLOC_TRIM_THRESHOLD_": str(2**35),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-SPINS_LITTLE = {"GOMP_SPINCOUNT": "1000"}  # as the command line has it
 
 
 def _resident(field: str) -> int:

@@ -20,6 +20,8 @@ from measure import asked, machine, seconds
 from pyramids import backbone_of, objective_of
 from step import CLASSES, SIDE, WIDTHS, systems
 
+from pixelspace.cli.machine import prepare
+
 STEPS, GUIDED_STEPS, GUIDANCE = (10, 25), 5, 2.0
 GUIDED = ("none", "one batch", "two calls")
 
@@ -136,6 +138,7 @@ def by_system(given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints the Markdown that is kept."""
+    prepare()
     parser = asked(__doc__, batch=8, repeats=5)
     given = parser.parse_args()
     if given.precision != "fp32":

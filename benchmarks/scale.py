@@ -11,8 +11,7 @@ Time is of a forward pass without gradients, as in sampling, and of forward and 
 float32; memory is the peak above weights and inputs. Each cell has a process of its own for its peak, by its first
 calls. Times are of another, in which repeats go round the cells, after one that is left out; a cell of more than 40
 seconds is timed once, by its first calls. On a CPU one thread is taken, whose own time counts. Where times are taken
-the allocator keeps what is freed, as PyTorch's on a GPU does: glibc's by itself gives tensors of 32 MiB and more back
-to the system, and taking their pages anew takes as long again as all computing at 1024 px.
+the allocator keeps what is freed, as in all commands of `pixelspace`.
 """
 
 import argparse
@@ -28,9 +27,7 @@ from textwrap import fill
 from typing import Any
 
 from measure import (
-    KEEPS_MEMORY,
     RETURNS_MEMORY,
-    SPINS_LITTLE,
     asked,
     forget_peak,
     held_bytes,
@@ -38,6 +35,8 @@ from measure import (
     peak_bytes,
     seconds,
 )
+
+from pixelspace.cli.machine import prepare
 
 SIDES = (64, 128, 256, 512, 1024)
 WIDTHS = (64, 128, 192, 256)
@@ -112,14 +111,14 @@ def measured(keys: Sequence[Key], given: argparse.Namespace) -> Cells:
             [*command, "--work", json.dumps(work)],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **SPINS_LITTLE, **allocator},
+            env={**os.environ, **allocator},
             check=True,
         )
         return json.loads(ran.stdout)
 
     first = {key: ran(key, **RETURNS_MEMORY) for key in keys}
     quick = [key for key in keys if first[key]["both"] <= SLOW]
-    timed = dict(zip(quick, ran(quick, **KEEPS_MEMORY), strict=True))
+    timed = dict(zip(quick, ran(quick), strict=True))
     return {key: [{**first[key], **run} for run in timed.get(key, [{}])] for key in keys}
 
 
@@ -270,6 +269,7 @@ def picture(cells: Cells, path: Path) -> None:
 
 def main() -> None:
     """Prints the Markdown that is kept."""
+    prepare()
     parser = asked(__doc__, batch=1, repeats=5)
     parser.add_argument("--largest-dit", type=int, choices=SIDES, default=512, help="px")
     parser.add_argument("--figure", type=Path)

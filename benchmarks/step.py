@@ -30,6 +30,8 @@ import waiting
 from measure import Cell, asked, column, machine, made, timed
 from pyramids import Sides, backbone_of, objective_of
 
+from pixelspace.cli.machine import prepare
+
 TABLES = ("rivals", "systems", "waits")
 SIDE, CLASSES = 64, 8
 PYRAMID = (64, 32, 16)
@@ -157,6 +159,7 @@ def report(size: str, given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints the tables."""
+    prepare()
     parser = asked(__doc__, batch=4)
     parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))

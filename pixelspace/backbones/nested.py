@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from pixelspace.backbones.unet_body import Body, UNetBody, check_inputs, check_multiple, grouped
 from pixelspace.config import value
 from pixelspace.errors import UserError
-from pixelspace.nn.conv import laid_out, zeroed
+from pixelspace.nn.conv import zeroed
 from pixelspace.nn.frames import tiled, untiled
+from pixelspace.nn.layout import laid_out
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 
 

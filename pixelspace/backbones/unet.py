@@ -20,8 +20,9 @@ from pixelspace.backbones.unet_body import (
     run,
 )
 from pixelspace.config import value
-from pixelspace.nn.conv import RowLayer, laid_out
+from pixelspace.nn.conv import RowLayer
 from pixelspace.nn.embed import label_rows
+from pixelspace.nn.layout import laid_out
 from pixelspace.nn.text import additive
 from pixelspace.types import BackboneConfig, Cond, Inside, ParamGroup, Shared
 

@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelspace.config import value
 from pixelspace.errors import UserError
-from pixelspace.nn.conv import Downsample, GroupNorm, ImageAttention, ResBlock, Upsample, zeroed
+from pixelspace.nn.conv import Downsample, ImageAttention, ResBlock, Upsample, zeroed
 from pixelspace.nn.embed import timestep_features
 from pixelspace.nn.frames import HEAD, TimeAttention, TimeResample
+from pixelspace.nn.group_norm import GroupNorm
 from pixelspace.types import BackboneConfig, Cond, ParamGroup, Shared
 
 OTHER_KEYS = ("label", "text", "text_mask", "pooled", "size", "corner", "aug", "mapping")

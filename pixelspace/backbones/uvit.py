@@ -23,8 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from pixelspace.config import value
 from pixelspace.errors import UserError
 from pixelspace.nn.attention import attend
-from pixelspace.nn.conv import GroupNorm, Pointwise, channels_last, zeroed
+from pixelspace.nn.conv import Pointwise, zeroed
 from pixelspace.nn.embed import label_rows, timestep_features
+from pixelspace.nn.group_norm import GroupNorm
+from pixelspace.nn.layout import channels_last
 from pixelspace.nn.linear import Linear
 from pixelspace.nn.norm import RMSNorm
 from pixelspace.nn.text import Text, TextInput

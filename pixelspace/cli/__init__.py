@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from pixelspace.cli import machine
 from pixelspace.cli.data import embed, encode, prepare
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
 from pixelspace.cli.models import demo, import_, recipes, show, train
@@ -78,9 +79,6 @@ def _keep_traceback() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    # Threads that spin while they wait make a step 10 times slower as soon as something else runs on the machine; this
-    # costs 10 % on a quiet one. It must be set before torch starts its threads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="pixelspace", description="Diffusion models that make images directly.", args=arguments
@@ -105,4 +103,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """The entry point of the `pixelspace` script."""
+    machine.prepare()
     sys.exit(main())

@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pixelspace.nn.attention import attend
+from pixelspace.nn.group_norm import GroupNorm
+from pixelspace.nn.layout import is_channels_last
 from pixelspace.nn.linear import Linear, linear
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -23,30 +25,6 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
-# Of so many places (H W) on convolutions on a CPU are quicker with the channels of a place side by side; CUDA's always
-# are. Weights stay in one order everywhere: sharding, fused optimisers and stored moments know no other.
-PLACES_ON_CPU = 1024
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """x (B, C, H, W) with the channels of a place side by side in memory; convolutions hand the layout on."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def laid_out(x: Tensor) -> Tensor:
-    """x (B, C, H, W) as convolutions on its device are quickest."""
-    few = x.device.type != "cuda" and x.shape[2] * x.shape[3] < PLACES_ON_CPU
-    return x if few else channels_last(x)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group norm that hands the layout on, too: CUDA's kernel does not."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        out = super().forward(input)
-        return channels_last(out) if input.is_contiguous(memory_format=torch.channels_last) else out
-
-
 class Pointwise(nn.Conv2d):
     """A convolution by 1 x 1 taps: of channels-last x a linear map without a copy."""
 
@@ -54,7 +32,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(width_in, width, 1, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not input.is_contiguous(memory_format=torch.channels_last):
+        if not is_channels_last(input):
             return super().forward(input)
         return linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 

@@ -15,7 +15,7 @@ _HERE = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-_SMALLEST = 1 << 14  # weights: of smaller maps, and of single vectors, a call costs more than it saves
+_SMALLEST = 1 << 22  # multiply-accumulates: of fewer a call costs more than it saves
 
 
 # An operator of our own: of the library's PyTorch's compiler thinks that its weights never change.
@@ -51,8 +51,8 @@ _product.register_autograd(_gradients, setup_context=_keep)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x (..., in) and weight (out, in) to (..., out)."""
-    suits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.ndim > 2 and x.numel() > 0
-    if _HERE and suits and weight.numel() >= _SMALLEST and not torch.is_autocast_enabled("cpu"):
+    suits = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.ndim > 2
+    if _HERE and suits and x.numel() * len(weight) >= _SMALLEST and not torch.is_autocast_enabled("cpu"):
         return _product(x, weight, bias)
     return F.linear(x, weight, bias)
 

@@ -311,7 +311,7 @@ def test_a_fresh_network_starts_from_the_original_s_zeros():
 def test_channels_last_reach_every_convolution_and_change_no_number(config, size, monkeypatch):
     network, (x, c_noise), cond = awake(config), given(config, size), conditions(config, 3, torch.float64)
     expected = first_to_last(network(x, c_noise, cond))
-    monkeypatch.setattr("pixelspace.nn.conv.PLACES_ON_CPU", 1)
+    monkeypatch.setattr("pixelspace.nn.layout.PLACES_ON_CPU", 1)
     entered = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and not name.endswith(("conv_in", "patch")):

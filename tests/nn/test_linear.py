@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from pixelspace.nn.linear import Linear, linear
 
 
+@pytest.fixture(autouse=True)
+def _products_of_any_size_count_as_large(monkeypatch):
+    monkeypatch.setattr("pixelspace.nn.linear._SMALLEST", 1)
+
+
 @pytest.mark.parametrize("widths", [(128, 144), (144, 128), (128, 128), (8, 8)], ids=str)
 @pytest.mark.parametrize("rows", [(3, 5), (2, 4, 6), (2, 0), (7,)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
