@@ -9,6 +9,7 @@ from pixelspace.training.memory import Memory, gib, predicted
 from pixelspace.training.stage import Stage
 
 _SAYS_SO = ("DefaultCPUAllocator: ", "MPS backend out of memory", "CUDA out of memory")
+_WORTH = 0.97  # of what is needed now: what saves less is no way out
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,7 +54,7 @@ def no_room(stage: Stage, device_bytes: int | None = None) -> str:
     parts[f"activations of {stage.micro or stage.batch:,} images at once"] = held.activations
     listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
     needs = {setting: predicted(other).total for setting, other in _ways(stage, held, device_bytes).items()}
-    best = sorted((need, setting) for setting, need in needs.items() if need < held.total)[:3]
+    best = sorted((need, setting) for setting, need in needs.items() if need < _WORTH * held.total)[:3]
     ways = "".join(f"--set stages.*.{setting} ({gib(need)}), " for need, setting in best)
     return (
         f"stage {stage.name!r}: out of memory: a step holds {gib(held.total)} ({listed}){has}; ways out: "
