@@ -1,7 +1,8 @@
 """A program that trains as one of several ranks: `ranked.py JOB`, a JSON list of runs, one after the other.
 
 A run says where it lies (`out`), its `recipe` in `RECIPES` below, how many `images` (the recipe's own where left out),
-and `set`s fields of its stages; `shard` is as on the command line. What a run says goes to the standard output, and a
+and `set`s fields of its stages; `shard` is as on the command line, and the sample at a `spoiled` position has no finite
+loss. What a run says goes to the standard output, and a
 fault ends the program as it ends the command line.
 """
 
@@ -17,6 +18,7 @@ import torch
 from pixelspace.backbones.uvit import CoreConfig, ShallowUViTConfig
 from pixelspace.dist import joined
 from pixelspace.errors import PixelspaceError
+from pixelspace.objectives.denoising import Denoising
 from pixelspace.recipes.greedy import objective_at
 from pixelspace.recipes.hdit import imagenet128_debug
 from pixelspace.recipes.maskdit import imagenet256_cosine_debug
@@ -25,6 +27,7 @@ from pixelspace.training.loop import run_recipe
 from pixelspace.training.parallel import check_alike, check_ranks
 from pixelspace.training.stage import Recipe
 
+_loss = Denoising.loss
 COMMON = dict(batch=8, log_steps=1, sample_count=2, validate_count=4, keep_every=1)
 
 
@@ -66,12 +69,23 @@ def recipe_of(run: dict) -> Recipe:
     return replace(recipe, stages=tuple(replace(stage, **run.get("set", {})) for stage in recipe.stages))
 
 
+def spoil(position: int | None) -> None:
+    """Gives one sample a loss that is not finite."""
+
+    def loss(self, forward, batch, draw):
+        found = _loss(self, forward, batch, draw)
+        return found if position is None else torch.where(batch.pos == position, float("nan"), found)
+
+    Denoising.loss = loss  # type: ignore[method-assign]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     try:
         with joined(device, float(sys.argv[2]) if len(sys.argv) > 2 else 60) as ranks:
             for run in json.loads(sys.argv[1]):
+                spoil(run.get("spoiled"))
                 recipe, out, shard = recipe_of(run), Path(run["out"]), run.get("shard", "none")
                 check_ranks(recipe.stages[0], ranks.world, shard)
                 check_alike(ranks, recipe, device, shard)

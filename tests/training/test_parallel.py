@@ -89,6 +89,7 @@ def runs(tmp_path_factory) -> Path:
         images = {"images": steps * IMAGES, "save_images": 10 * IMAGES}
         return {"out": str(root / "chain"), "recipe": "hdit", "set": images, "shard": shard}
 
+    spoiled = {"set": {"images": 4 * IMAGES}, "spoiled": 2 * IMAGES + 5}
     exact = {"set": {"reduction": "exact", "lanes": 4}}
     small = [("masked", "none"), ("nested", "none"), ("uvit", "full"), ("growing", "full")]
     trained(
@@ -100,10 +101,12 @@ def runs(tmp_path_factory) -> Path:
             at(2, "fsdp-micro", shard="full", set={"micro": 2, "images": 4 * IMAGES, "checkpointing": True}),
             at(2, "exact", **exact),
             *(at(2, name, name, shard=shard) for name, shard in small),
+            *(at(2, f"spoiled-{shard}", shard=shard, **spoiled) for shard in ("none", "full")),
             chain(20, "full"),
         ],
     )
-    trained(1, [at(1, "alone"), at(1, "exact", **exact), *(at(1, name, name) for name, _ in small), chain(40, "none")])
+    few = [*(at(1, name, name) for name, _ in small), at(1, "spoiled", **spoiled)]
+    trained(1, [at(1, "alone"), at(1, "exact", **exact), *few, chain(40, "none")])
     hybrid = at(4, "hybrid", shard="node", set={"images": 4 * IMAGES})
     trained(4, [at(4, "ddp"), at(4, "exact", **exact), hybrid, chain(60, "full")])
     return root
@@ -151,6 +154,20 @@ def test_a_run_goes_from_two_sharded_ranks_to_one_to_four(runs):
 @pytest.mark.parametrize(("name", "steps"), [("masked", 4), ("nested", 3), ("uvit", 3)])
 def test_every_system_is_trained_by_two_ranks_as_by_one(runs, name, steps):
     check_equal(runs / f"{name}-1", runs / f"{name}-2", steps)
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_a_sample_of_one_rank_that_is_not_finite_leaves_the_step_out_on_all(runs, shard):
+    alone, ranked = (runs / f"spoiled-{name}" / "00-train" for name in ("1", f"{shard}-2"))
+    (one,), (two,) = (read_metrics(folder, "not_finite") for folder in (alone, ranked))
+    assert one["step"] == two["step"] == 2
+    rows = [json.loads(path.read_text()) for path in sorted((ranked / "replay").iterdir())]
+    lost = [sample["pos"] for row in rows for sample in row["samples"] if sample["loss"] == "nan"]
+    assert lost == [2 * IMAGES + 5] and len(rows) == 2
+    before, after = losses(runs / "spoiled-1"), losses(runs / f"spoiled-{shard}-2")
+    assert sorted(before) == sorted(after) == [1, 2, 4]
+    assert all(before[step] == pytest.approx(after[step], rel=1e-6) for step in after)
+    assert state_of(ranked)[0]["bad_steps"] == [2]
 
 
 def test_stages_that_inherit_freeze_and_release_are_sharded(runs):
