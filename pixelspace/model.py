@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from pixelspace.noise.pyramid import Pyramid
 from pixelspace.sampling.generate import Sampling, generate
 from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
+from pixelspace.sampling.step import Step
 from pixelspace.text.encoder import Reader, TextEncoder
 from pixelspace.training.stage import check_threshold
 from pixelspace.training.words import asked, check_widths
@@ -31,6 +32,18 @@ from pixelspace.types import BackboneConfig, Cond
 
 KIND = "model"
 MAX_IMAGES = 1_000_000
+
+
+class Forming(NamedTuple):
+    """Images as they are being drawn: which of the n they are, how many of their steps are done and how many there
+    are, the level sigma of the last one, and what they look like by the estimate at it, as `sample` returns them."""
+
+    images: list[int]
+    done: int
+    steps: int
+    sigma: float
+    levels: Callable[[], list[Tensor]]
+
 
 Label = int | str | Sequence[int | str] | Tensor
 
@@ -292,6 +305,7 @@ class Model:
         truncate: bool | None = None,
         every_level: bool = False,
         each: Callable[[list[int], list[Tensor]], None] | None = None,
+        watch: Callable[[Forming], None] | None = None,
     ) -> Any:
         """torch.uint8 (n, H, W, C) on the CPU, of clips (n, T, H, W, C). None means as the recipe says; no label means
         no class.
@@ -309,7 +323,7 @@ class Model:
         off to 8 bits or rounds them; see `Codec.decode`.
 
         With `each` nothing is kept or returned: it is called with every batch as soon as that is drawn, which of the n
-        it has and their levels.
+        it has and their levels. `watch` is told of every step; what it raises ends the drawing at that step.
 
         Raises:
             UserError: an argument that the model has no use for.
@@ -348,10 +362,17 @@ class Model:
             total=len(batches) * plan.steps, desc="sampling", unit="step", disable=not progress, leave=False
         ) as bar:
 
-            def advance(done: int, step: int) -> None:
-                bar.update(1)
+            def looked_at(x0: Tensor) -> list[Tensor]:
+                return pictures(config.codec, packing.unpack(x0) if packing else [x0], config.backbone.tiles, truncate)
 
             for rows in batches:
+
+                def advance(step: Step, rows: list[int] = rows) -> None:
+                    bar.update(1)
+                    if watch is not None:
+                        sigma, estimate = float(torch.as_tensor(step.sigma).max()), step.denoised
+                        watch(Forming(rows, step.index + 1, plan.steps, sigma, lambda: looked_at(estimate)))
+
                 some, none = (self._meanings(prompts, rows) for prompts in (words, against))
                 cond, null = asked(labels[rows], (height, width), some, none)
                 (x0,) = generate(
@@ -369,8 +390,7 @@ class Model:
                     pyramid=config.pyramid,
                     every_level=every_level,
                 )
-                levels = packing.unpack(x0) if packing else [x0]
-                found = pictures(config.codec, levels, config.backbone.tiles, truncate)
+                found = looked_at(x0)
                 drawn.append(found) if each is None else each(rows, found)
         if each is not None:
             return None

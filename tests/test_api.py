@@ -81,6 +81,38 @@ def test_every_sampler_of_the_table_draws(model, sampler):
     assert draw(model, 1, sampler=sampler, steps=1).shape == (1, 16, 24, 3)
 
 
+def test_images_are_watched_as_they_form_until_they_are_there(model):
+    told, looks = [], []
+
+    def watch(forming):
+        told.append((forming.images, forming.done, forming.steps))
+        looks.append((forming.sigma, *forming.levels()))
+
+    images = draw(model, 5, batch=3, label=1, watch=watch)
+    assert told == [([0, 1, 2], step, 4) for step in (1, 2, 3, 4)] + [([3, 4], step, 4) for step in (1, 2, 3, 4)]
+    assert torch.equal(images, draw(model, 5, batch=3, label=1))
+    levels = [level for level, _ in looks[:4]]
+    assert levels == sorted(levels, reverse=True) and levels[0] == pytest.approx(20.0)
+    last = looks[-1][1]
+    assert torch.equal(last, images[3:])  # the last step goes to its estimate
+
+
+def test_what_a_watcher_raises_ends_the_drawing_at_that_step(model):
+    class Enough(Exception):
+        pass
+
+    steps = []
+
+    def watch(forming):
+        steps.append(forming.done)
+        if forming.done == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        draw(model, 4, watch=watch)
+    assert steps == [1, 2]
+
+
 def test_labels_come_as_numbers_names_lists_tensors_and_rows(model):
     expected = draw(model, 3, label=[0, 1, 2])
     assert torch.equal(expected, draw(model, 3, label=["cat", "dog", "newt"]))

@@ -76,6 +76,19 @@ def test_every_level_is_given_the_finest_first_and_that_one_is_the_image(model):
     assert all(torch.equal(level[1:2], alone) for level, alone in zip(levels, again, strict=True))
 
 
+def test_every_level_is_watched_as_it_forms(model):
+    shapes = []
+
+    def watch(forming):
+        shapes.append([tuple(level.shape) for level in forming.levels()])
+
+    drawn = model.sample(2, every_level=True, progress=False, watch=watch)
+    assert shapes == [[tuple(level.shape) for level in drawn]] * 3
+    shapes.clear()
+    drawn = model.sample(2, progress=False, watch=watch)
+    assert shapes == [[tuple(drawn.shape)]] * 3
+
+
 @pytest.mark.parametrize("pyramid", [Pyramid((1,)), None], ids=repr)
 def test_a_plain_model_has_one_level(pyramid):
     plain = model_of(INNER, (8, 8))

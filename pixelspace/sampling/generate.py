@@ -21,7 +21,7 @@ from pixelspace.sampling.denoiser import denoiser, guided_by
 from pixelspace.sampling.guidance import guidance_interval
 from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS, settings_of
-from pixelspace.sampling.step import Noise
+from pixelspace.sampling.step import Noise, Step
 from pixelspace.sampling.threshold import THRESHOLDS, thresholded
 from pixelspace.types import Cond
 
@@ -72,15 +72,15 @@ def generate(
     seed: int,
     batch: int,
     exact: bool = False,
-    callback: Callable[[int, int], None] | None = None,
+    callback: Callable[[Step], None] | None = None,
     pyramid: Pyramid | None = None,
     every_level: bool = False,
 ) -> Iterator[Tensor]:
     """Batches of x0 (b, *shape), for the numbers `images` (n,) int64 on the device that computes.
 
     `cond` and `null` (without guidance unused) hold n rows. With `exact` the last batch is filled up, so that every
-    image is computed in a batch of the same size and has the same bits in any call. `callback(images done, steps
-    done of this batch)` is called at every step.
+    image is computed in a batch of the same size and has the same bits in any call. `callback` is called at every step
+    of a batch, with what is returned of it, if no step came after.
 
     With a `pyramid` the backbone draws all its levels at once and the finest is given; with `every_level` all of them,
     as rows (b, N) that `Packing(pyramid, shape).unpack` takes apart.
@@ -120,13 +120,16 @@ def generate(
         if packing:
             noise = _spread(noise, packing.pyramid)
 
-        def step(info, start: int = start) -> None:
+        def given(rows: Tensor, count: int = count) -> Tensor:
+            return rows[:count] if packing is None or every_level else packing.unpack(rows[:count])[0]
+
+        def step(info: Step, given: Callable[[Tensor], Tensor] = given) -> None:
             if callback is not None:
-                callback(start, info.index + 1)
+                callback(info._replace(x=given(info.x), denoised=given(info.denoised)))
 
         x0 = solve(denoise, x, sigmas, noise=noise, callback=step, **dict(sampling.settings))[:count]
         finite = x0.flatten(1).isfinite().all(1)
         if not finite.all():
             bad = int(images[rows[:count][~finite][0]])
             raise NumericalError(f"image {bad} of seed {seed} is not finite; the weights or the settings are unsound")
-        yield x0 if packing is None or every_level else packing.unpack(x0)[0]
+        yield given(x0)
