@@ -50,7 +50,7 @@ def train(
         threads: Threads on the CPU; as many as the machine has by default.
         judge: Protocols of `evaluate` by which the averaged weights are judged on the way; the best checkpoint is kept.
         judge_images: How many images lie between two judgements; as between two previews by default.
-        track: tensorboard, wandb.
+        track: tensorboard, wandb or trackio, each with its extra: numbers and previews go there, too.
         shard: With several devices, what each keeps of weights, average and moments: all (none), its share (full), or
             its share among the devices of its machine (node).
         patience: Seconds without a sign of life after which a device's process is given up, and all stop; 600 by
@@ -67,6 +67,7 @@ def train(
     from pixelspace.training.parallel import check_alike, check_ranks
     from pixelspace.training.run import opened_run
     from pixelspace.training.standing import check_start
+    from pixelspace.training.trackers import check_trackers
 
     if threads is not None:
         if threads < 1:
@@ -90,6 +91,7 @@ def train(
             model = open_model(start_from, "cpu")
             weights, config = model.backbone.state_dict(), model.config
             given = Given(str(start_from), weights, config.backbone, config.codec, config.process, config.size)
+        check_trackers(track)
         for one in made.stages:
             check_ranks(one, ranks.world, shard)
         check_alike(ranks, made, chosen, shard)

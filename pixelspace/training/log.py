@@ -1,70 +1,17 @@
-"""What a run tells: rows of metrics, a curve of the loss, a progress bar, trackers of other people."""
+"""What a run tells: rows of metrics, and a curve of the loss."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixelspace.errors import ResourceError, UserError
 from pixelspace.noise.levels import Levels
+from pixelspace.training.trackers import Tracker
 
 OCTILES = 8
-
-
-class Tracker(Protocol):
-    """Where else metrics go."""
-
-    def log(self, metrics: Mapping[str, float], images: int) -> None: ...
-
-
-class TensorBoard:
-    """TensorBoard event files in the stage's folder (extra `tensorboard`)."""
-
-    def __init__(self, folder: Path, name: str):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ResourceError("tensorboard is not installed; pip install 'pixelspace[tensorboard]'") from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, metrics: Mapping[str, float], images: int) -> None:
-        for key, number in metrics.items():
-            self.writer.add_scalar(key, number, images)
-        self.writer.flush()
-
-
-class WandB:
-    """Weights & Biases (extra `wandb`)."""
-
-    def __init__(self, folder: Path, name: str):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ResourceError("wandb is not installed; pip install 'pixelspace[wandb]'") from error
-        self.run = wandb.init(project="pixelspace", name=name, dir=str(folder), id=name, resume="allow")
-
-    def log(self, metrics: Mapping[str, float], images: int) -> None:
-        self.run.log({**metrics, "images": images})
-
-
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB}
-
-
-def open_trackers(names: Iterable[str], folder: Path, run: str) -> list[Tracker]:
-    """The trackers called `names`.
-
-    Raises:
-        UserError: no such tracker.
-        ResourceError: its package is absent.
-    """
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"no tracker {name!r}; known: {', '.join(TRACKERS)}")
-    return [TRACKERS[name](folder, run) for name in names]
 
 
 class Metrics:
@@ -87,6 +34,11 @@ class Metrics:
         numbers = {f"{kind}/{key}": number for key, number in metrics.items() if isinstance(number, int | float)}
         for tracker in self.trackers:
             tracker.log(numbers, images)
+
+    def picture(self, name: str, path: Path, images: int) -> None:
+        """Shows an image file to the trackers."""
+        for tracker in self.trackers:
+            tracker.picture(name, path, images)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

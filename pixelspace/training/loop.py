@@ -32,7 +32,7 @@ from pixelspace.training import checkpoint, judging
 from pixelspace.training.ema import Average
 from pixelspace.training.fit import check_as_before, check_data
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
-from pixelspace.training.log import Metrics, OctileMeans, open_trackers, plot_loss
+from pixelspace.training.log import Metrics, OctileMeans, plot_loss
 from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
 from pixelspace.training.precision import float32_products
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
@@ -43,6 +43,7 @@ from pixelspace.training.standing import check_start, is_done, stage_folder
 from pixelspace.training.state import State, restore, tensors_of
 from pixelspace.training.step import Coming, StepReport, train_step
 from pixelspace.training.stopping import asked_to_stop
+from pixelspace.training.trackers import Tracker, tracking
 from pixelspace.training.words import nothing, open_reader
 from pixelspace.types import Cond, Evaluator, Held, Look
 
@@ -234,7 +235,9 @@ class StageRun:
             if samples:
                 texts = self.captions(range(self.stage.sample_count))
                 folder = self.folder / "samples"
-                save_sheets(sample_images(self.stage, backbone, self.device, self.reader, texts), folder, self.images)
+                levels = sample_images(self.stage, backbone, self.device, self.reader, texts)
+                for name, path in save_sheets(levels, folder, self.images).items():
+                    metrics.picture(name, path, self.images)
                 if texts:
                     (folder / "captions.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         if self.state.step:
@@ -342,16 +345,14 @@ class StageRun:
                 f"Resume with a lower optimizer.lr and --accept-changes, or start anew with precision=fp32"
             )
 
-    def train(self, trackers: tuple[str, ...], progress: bool) -> None:
-        """Steps from where the state stands to the stage's end.
+    def train(self, trackers: list[Tracker], progress: bool) -> None:
+        """Steps from where the state stands to the stage's end, told to `trackers`, too.
 
         Raises:
             Stopped: SIGINT or SIGTERM came; this step's checkpoint is saved.
         """
         stage, state = self.stage, self.state
-        first = self.ranks.first
-        opened = open_trackers(trackers if first else (), self.folder, f"{self.recipe.name}-{stage.name}")
-        metrics = Metrics(self.folder, opened, quiet=not first)
+        metrics = Metrics(self.folder, trackers, quiet=not self.ranks.first)
         positions = Positions(self.dataset, self.order, stage.data, stage.size, self.rng)
         octiles, reports = OctileMeans.of(stage.objective.levels), list[StepReport]()
         if state.step == 0:
@@ -492,4 +493,5 @@ def run_recipe(
             ranks=ranks,
             sharding=sharding,
         )
-        stage_run.train(trackers, progress)
+        with tracking(trackers if ranks.first else (), folder, f"{recipe.name}-{stage.name}") as opened:
+            stage_run.train(opened, progress)

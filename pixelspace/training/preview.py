@@ -103,10 +103,14 @@ def sample_images(
     return drawn(stage, backbone, device, numbers, labels, PREVIEW_SEED, reader=reader, texts=texts, every_level=True)
 
 
-def save_sheets(levels: Sequence[Tensor], folder: Path, images: int) -> None:
-    """Writes all drawn after so many training images as NUMBER.png, and coarser levels as NUMBER_SIZE.png."""
-    for i, level in enumerate(levels):
-        save_image(sheet(level), folder / f"{images:010d}{f'_{size_name(level)}' if i else ''}.png")
+def save_sheets(levels: Sequence[Tensor], folder: Path, images: int) -> dict[str, Path]:
+    """Writes all drawn after so many training images as NUMBER.png, and coarser levels as NUMBER_SIZE.png; the files
+    by what trackers call them."""
+    endings = ["", *(f"_{size_name(level)}" for level in levels[1:])]
+    return {
+        f"samples{ending}": save_image(sheet(level), folder / f"{images:010d}{ending}.png")
+        for level, ending in zip(levels, endings, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_unknown_recipes_stages_devices_and_trackers_are_refused(cli):
     refused(cli("train", "hdit-dmo"), 2, "hdit-dmo", "did you mean 'hdit-demo'?")
     refused(cli("train", DEBUG, "--stage", "trane"), 2, "did you mean 'train'?")
     refused(cli("train", DEBUG, "--device", "tpu"), 6, "'tpu' is not usable here")
-    refused(cli("train", DEBUG, "--track", "mlflow"), 2, "tensorboard, wandb")
+    refused(cli("train", DEBUG, "--track", "mlflow"), 2, "'mlflow'", "tensorboard", "trackio", "wandb")
     refused(cli("train", "mine.py:cats"), 2, "mine.py: no such file")
     assert cli("train", DEBUG, "--nonsense")[0] == 2
 

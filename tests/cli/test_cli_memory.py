@@ -12,7 +12,7 @@ def train(out, *settings):
     changes = ("stages.0.batch=2048", "stages.0.images=2048", "stages.0.precision=fp32", *settings)
     command += [part for setting in changes for part in ("--set", setting)]
     limited = ["bash", "-c", f'ulimit -v {4 * GIB}; exec "$@"', "bash", *command]
-    return subprocess.run(limited, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.run(limited, capture_output=True, text=True)
 
 
 def test_memory_that_ends_is_told_in_a_line_with_ways_out(tmp_path):
