@@ -17,7 +17,8 @@ FLOORS = (
     {"api"},
     {"demo", "drawing"},
     {"judge"},
-    {"cli", "serving"},
+    {"serving"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

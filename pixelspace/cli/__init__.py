@@ -20,6 +20,7 @@ from pixelspace.cli.evaluation import evaluate, preference, protocols, reference
 from pixelspace.cli.models import demo, import_, recipes, show, train
 from pixelspace.cli.plan import plan
 from pixelspace.cli.sampling import sample
+from pixelspace.cli.serving import serve
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
 
@@ -30,6 +31,7 @@ def _say(text: str) -> None:
 COMMANDS = {
     "train": train,
     "sample": sample,
+    "serve": serve,
     "show": show,
     "plan": plan,
     "import": import_,

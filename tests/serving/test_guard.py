@@ -1,20 +1,17 @@
 """The guard before every page, over real sockets and as an application."""
 
-import http.client
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from pixelspace.errors import ResourceError, UserError
 from pixelspace.serving import guard
+from tests.serving.served import asked, serving
 
 TOKEN = "0123456789abcdef"
 COOKIE = guard.Guard(JSONResponse({}), TOKEN).cookie
@@ -27,33 +24,6 @@ async def echo(request: Request) -> JSONResponse:
 ROUTES = [Route("/", echo, methods=["GET", "POST"])]
 
 
-@contextmanager
-def serving(app: guard.Guard) -> Iterator[int]:
-    """The port of `app`, served as `guard.run` does from another thread."""
-    said, servers = [], []
-    began = threading.Event()
-
-    class Told(uvicorn.Server):
-        async def startup(self, sockets=None) -> None:
-            servers.append(self)
-            await super().startup(sockets)
-            began.set()
-
-    original, uvicorn.Server = uvicorn.Server, Told
-    try:
-        thread = threading.Thread(target=guard.run, args=(app, guard.Place(port=0), said.append))
-        thread.start()
-        assert began.wait(20)
-    finally:
-        uvicorn.Server = original
-    try:
-        yield int(said[0].split("127.0.0.1:")[1].split("/")[0])
-    finally:
-        servers[0].should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     with serving(guard.guarded(ROUTES)) as port:
@@ -64,20 +34,6 @@ def port() -> Iterator[int]:
 def private_port() -> Iterator[int]:
     with serving(guard.guarded(ROUTES, TOKEN)) as port:
         yield port
-
-
-def asked(port: int, method: str = "GET", path: str = "/", body: object = None, **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        sent = {name.replace("_", "-"): text for name, text in headers.items()}
-        if body is not None:
-            sent = {"content-type": "application/json", **sent}
-            body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, body, sent)
-        answer = connection.getresponse()
-        return answer.status, answer.read(), dict(answer.getheaders())
-    finally:
-        connection.close()
 
 
 def test_every_answer_has_the_security_headers_and_does_not_say_what_serves_it(port):

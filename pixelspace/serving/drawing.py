@@ -1,0 +1,130 @@
+"""One drawing in a thread of its own, told as it goes: what a request is answered with, line by line."""
+
+import base64
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pixelspace
+from pixelspace.errors import PixelspaceError, ResourceError
+from pixelspace.model import Forming
+from pixelspace.serving.offer import Offered, Wanted
+from pixelspace.serving.sending import PREVIEW, file_of, preview
+
+PREVIEW_SECONDS = 0.2
+PREVIEW_SHARE = 9  # a preview follows the last after nine times as long as that took: a tenth of the time at most
+FPS = 8.0
+
+Say = Callable[[dict[str, Any]], None]
+
+
+class Cancelled(Exception):
+    """Nobody waits for the drawing any more."""
+
+
+@dataclass
+class Drawing:
+    """What was asked of which model, how long it may take, and what its steps are told to."""
+
+    offered: Offered
+    wanted: Wanted
+    seconds: float
+    say: Say
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def settings(self, image: int) -> dict[str, Any]:
+        """All that decides image number `image`, None where it is as the model has it."""
+        asked, model = self.wanted, self.offered.model
+        plan = model.plan(asked.steps, asked.sampler, asked.guidance)
+        return {
+            "pixelspace": pixelspace.__version__,
+            "model": self.offered.name,
+            "weights": model.sha256,
+            "seed": asked.seed,
+            "image": image,
+            "of": asked.n,
+            "size": list(asked.size or model.config.size),
+            "label": asked.label,
+            "text": asked.text,
+            "negative": asked.negative,
+            "steps": plan.steps,
+            "sampler": plan.solver,
+            "guidance": plan.guidance,
+        }
+
+    def run(self) -> None:
+        """Draws, and says every step, previews and the files; what ends it early is said too."""
+        began = time.monotonic()
+        drawn = [0]  # images that are finished
+        rest = 0.0
+
+        def step(forming: Forming) -> None:
+            nonlocal rest
+            now = time.monotonic()
+            if self.cancelled.is_set():
+                raise Cancelled
+            if now - began > self.seconds:
+                raise ResourceError(
+                    f"it took longer than the {self.seconds:g} seconds that a drawing may take here; take fewer images "
+                    f"or steps, or start the server with more --seconds"
+                )
+            # Solvers that choose their own steps take more than are asked for, or fewer.
+            part = (drawn[0] + len(forming.images) * min(forming.done / forming.steps, 1)) / self.wanted.n
+            said: dict[str, Any] = {
+                "kind": "step",
+                "done": forming.done,
+                "steps": forming.steps,
+                "part": part,
+                "left": (now - began) * (1 - part) / part,
+                "images": forming.images,
+            }
+            if now >= rest:
+                levels = forming.levels()
+                side = PREVIEW if len(forming.images) == 1 else PREVIEW // 2
+                said["previews"] = [
+                    [_base64(preview(level[row], side)) for level in levels] for row in range(len(forming.images))
+                ]
+                took = time.monotonic() - now
+                rest = now + took + max(PREVIEW_SECONDS, PREVIEW_SHARE * took)
+            self.say(said)
+
+        def finished(rows: list[int], levels: list[Tensor]) -> None:
+            drawn[0] += len(rows)
+            for row, number in enumerate(rows):
+                settings = self.settings(number)
+                files = [file_of(level[row], settings, FPS) for level in levels]
+                self.say(
+                    {
+                        "kind": "image",
+                        "image": number,
+                        "files": [{"type": kind, "data": _base64(data)} for kind, data in files],
+                        "settings": {**settings, "seed": str(settings["seed"])},  # browsers round large numbers
+                    }
+                )
+
+        try:
+            self.offered.model.sample(**self.wanted.arguments(), each=finished, watch=step)
+            self.say({"kind": "done", "seconds": time.monotonic() - began})
+        except Cancelled:
+            return
+        except PixelspaceError as error:
+            self.say({"kind": "error", "error": str(error)})
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            self.say({"kind": "error", "error": "there is not enough memory; take fewer images or a smaller size"})
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
