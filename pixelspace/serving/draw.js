@@ -256,6 +256,7 @@ async function draw(event) {
   event.preventDefault();
   if (underWay !== null || offer === null || current().problem !== "") return;
   complain("");
+  tell("");
   if (byId("fresh").checked || byId("seed").value.trim() === "") newSeed();
   let all;
   try {

@@ -14,7 +14,7 @@ from pixelspace.model import Model
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.training.checkpoint import candidates
 
-IMAGES, STEPS, GUIDANCE, CHARACTERS, MODELS = 16, 1_000, 100.0, 2_000, 16
+IMAGES, STEPS, GUIDANCE, CHARACTERS, MODELS = 16, 1_000, 100, 2_000, 16
 OWN = 4_000
 """The budget of a request, in steps of one image of the model's own size: images x steps x pixels may be so much."""
 CHOICES = 64
@@ -200,8 +200,8 @@ def checkpoints_of(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none.
     """
-    stages = [path, *(sorted(path.iterdir()) if path.is_dir() else ())]
-    found = [steps for stage in stages if (steps := candidates(stage / "checkpoints"))]
+    stages = [path, *sorted(path.iterdir())] if path.is_dir() else []
+    found = [steps for stage in stages if stage.is_dir() and (steps := candidates(stage / "checkpoints"))]
     if not found:
         raise CheckpointError(f"{path}: holds no checkpoints; give a run or a stage, or leave out --checkpoints")
     return found[-1]
