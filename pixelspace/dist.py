@@ -7,6 +7,7 @@ fail leaves its line where the others find it. So none waits for one that is gon
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -75,6 +76,14 @@ def pick_device(name: str = "auto") -> torch.device:
 def device_bytes(device: torch.device) -> int | None:
     """The memory of a CUDA device; None: of others it is not known."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held so far: tensors on a CUDA device, else all that it had in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
 
 
 class Ranks:

@@ -1,9 +1,10 @@
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from pixelspace.dist import Ranks, joined, pick_device, rank, world
+from pixelspace.dist import Ranks, joined, peak_bytes, pick_device, rank, world
 from pixelspace.errors import PeerError, ResourceError, UserError
 
 
@@ -18,6 +19,16 @@ def at_once(work, count: int) -> list:
 def test_a_device_is_picked_by_name_or_by_itself():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no Linux to compare with")
+def test_the_peak_of_memory_is_what_the_kernel_says_and_never_falls():
+    held = torch.ones(1 << 26)
+    high = peak_bytes(torch.device("cpu"))
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    assert held.nbytes <= high == pytest.approx(1024 * int(line.split()[1]), rel=0.01)
+    del held
+    assert peak_bytes(torch.device("cpu")) >= high
 
 
 def test_a_device_that_is_not_there_is_named():

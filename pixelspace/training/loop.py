@@ -21,7 +21,7 @@ from tqdm import tqdm
 import pixelspace
 from pixelspace.config import to_data
 from pixelspace.data.loader import Positions, Raw, batches, divide, ordered, read
-from pixelspace.dist import Ranks, device_bytes
+from pixelspace.dist import Ranks, device_bytes, peak_bytes
 from pixelspace.errors import CheckpointError, DataError, NumericalError, ResourceError, Stopped
 from pixelspace.growth.freeze import freeze
 from pixelspace.growth.transfer import Report
@@ -420,6 +420,7 @@ class StageRun:
                         ema_decay=stage.ema.decay(max(state.average.updates - 1, 0)),
                         images_per_second=len(reports) * stage.batch / seconds,
                         data_wait=waited / seconds,
+                        peak_bytes=peak_bytes(self.device),
                         octiles=octiles.take(),
                     )
                     bar.set_postfix(loss=f"{loss:.4f}")

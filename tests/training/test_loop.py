@@ -4,6 +4,7 @@ import shutil
 import signal
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -104,6 +105,7 @@ def test_a_run_leaves_what_people_look_at(whole):
     assert [row["images"] for row in held] == [0, 48, 96]
     row = read_metrics(whole, "train")[-1]
     assert len(row["octiles"]) == 8 and row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1
+    assert all(a["peak_bytes"] <= b["peak_bytes"] for a, b in pairwise(read_metrics(whole, "train")))
 
 
 def test_a_complete_run_is_left_alone(tiny, train, whole):
