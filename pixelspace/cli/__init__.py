@@ -21,6 +21,7 @@ from pixelspace.cli.models import demo, import_, recipes, show, train
 from pixelspace.cli.plan import plan
 from pixelspace.cli.sampling import sample
 from pixelspace.cli.serving import serve
+from pixelspace.cli.watching import watch
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
 
@@ -30,6 +31,7 @@ def _say(text: str) -> None:
 
 COMMANDS = {
     "train": train,
+    "watch": watch,
     "sample": sample,
     "serve": serve,
     "show": show,
