@@ -16,7 +16,7 @@ FLOORS = (
     {"recipes", "model"},
     {"api"},
     {"demo", "drawing"},
-    {"judge"},
+    {"judge", "diagnosis"},
     {"serving"},
     {"cli"},
     {"__init__", "__main__"},

@@ -16,6 +16,7 @@ import tyro
 
 from pixelspace.cli import machine
 from pixelspace.cli.data import embed, encode, prepare
+from pixelspace.cli.diagnosis import diagnose
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
 from pixelspace.cli.models import demo, import_, recipes, show, train
 from pixelspace.cli.plan import plan
@@ -45,6 +46,7 @@ COMMANDS = {
     "protocols": protocols,
     "preference": preference,
     "votes": votes,
+    "diagnose": diagnose,
     "recipes": recipes,
     "demo": demo,
 }
