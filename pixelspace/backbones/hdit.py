@@ -384,7 +384,7 @@ class HDiT(nn.Module):
 
     def _embed(self, c_noise: Tensor, cond: Cond, text: Tensor | None) -> Tensor:
         aug = cond.get("aug")
-        aug = c_noise.new_zeros(len(c_noise), 9) if aug is None else aug
+        aug = c_noise.new_zeros(c_noise.shape[0], 9) if aug is None else aug
         out = self.time_in_proj(self.time_emb(c_noise[:, None])) + self.aug_in_proj(self.aug_emb(aug))
         if self.class_emb is not None:
             out = out + label_rows(self.class_emb.weight, cond["label"])

@@ -369,7 +369,7 @@ class MaskDiT(nn.Module):
             tokens = tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
         if self.cls_token is not None:
             cls = self.cls_token + self.pos_embed[:, :1]
-            tokens = torch.cat([cls.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], 1)
+            tokens = torch.cat([cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], 1)
         return self._run(self.blocks, tokens, *given)
 
     def _mean(self, tokens: Tensor) -> Tensor:

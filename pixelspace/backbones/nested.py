@@ -204,14 +204,14 @@ class NestedUNet(Body):
         """As a level of a pyramid: its images, the finest first, and the features that the first came of; `features` of
         the finer level enter beside its x."""
         x, *rest = xs
-        count, (side, last) = len(x), self.config.sides
+        count, (side, last) = x.shape[0], self.config.sides
         if count == 0:
             return [x, *self.inner_unet.nested(rest, c_noise, cond, shared, None)[0]], x
         given = self.given(c_noise, cond, shared, count)
         x = untiled(x, side)
         h = laid_out(self.conv_in(normalised(x) if self.config.normalise else x))
         h, skips = self.downwards(h if features is None else h + untiled(features, side), given)
-        inwards = F.pad(self.in_adapter(tiled(h, last)), (0, 0, 0, 0, 0, 0, 0, len(rest[0]) - count))
+        inwards = F.pad(self.in_adapter(tiled(h, last)), (0, 0, 0, 0, 0, 0, 0, rest[0].shape[0] - count))
         outs, outwards = self.inner_unet.nested(rest, c_noise, cond, shared, inwards)
         h = h + untiled(self.out_adapter(outwards[:count]), last)
         h = self.upwards(h, skips, given)

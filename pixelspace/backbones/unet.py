@@ -203,7 +203,7 @@ class UNet(Body):
         """As a level of a pyramid: its images, the finest first, and the features that the last came of; `features` of
         the finer level enter beside x."""
         (x,) = xs
-        given = self.given(c_noise, cond, shared, len(x))
+        given = self.given(c_noise, cond, shared, x.shape[0])
         h = laid_out(self.conv_in(x))
         h, skips = self.downwards(h if features is None else h + features, given)
         for block in self.mid_blocks:

@@ -223,13 +223,13 @@ class Block(nn.Module):
         for layer in self._of(self.attn, r):
             x = run(layer, given.shared.again, x, given.shared.text, given.shared.mask)
         for layer in self._of(self.t_attn, r):
-            x = run(layer, given.shared.again, x, len(x) // len(given.emb))
+            x = run(layer, given.shared.again, x, x.shape[0] // given.emb.shape[0])
         return x
 
     def sampled(self, x: Tensor, given: Given) -> Tensor:
         """On the next level's grid, if there is one."""
         if isinstance(self.resample, TimeResample):
-            return self.resample(x, len(x) // len(given.emb))
+            return self.resample(x, x.shape[0] // given.emb.shape[0])
         return x if self.resample is None else self.resample(x)
 
 

@@ -52,7 +52,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        film = self.time_layer(F.silu(cond)).repeat_interleave(len(x) // len(cond), 0)
+        film = self.time_layer(F.silu(cond)).repeat_interleave(x.shape[0] // cond.shape[0], 0)
         scale, shift = film[:, :, None, None].chunk(2, 1)
         h = self.conv2(self.dropout(F.silu(torch.addcmul(shift, h, 1 + scale))))
         return h + (x if self.conv3 is None else self.conv3(x))
@@ -100,7 +100,8 @@ def convolved_twice_the_size(x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     Both together are the transpose of a convolution by 4 x 4 taps with a stride of 2, whose taps are sums of the given
     ones: 4 products for each pixel out where there were 9, and the repeated pixels are never held.
     """
-    if len(x) * x.shape[2] * x.shape[3] < max(_PLACES, _PLACES_PER_CHANNEL * x.shape[1]):
+    exporting = torch.compiler.is_exporting()  # for any batch
+    if not exporting and len(x) * x.shape[2] * x.shape[3] < max(_PLACES, _PLACES_PER_CHANNEL * x.shape[1]):
         return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
     for axis in (2, 3):
         before, at, after = weight.unbind(axis)

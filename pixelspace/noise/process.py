@@ -120,7 +120,7 @@ class Process:
     def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """All a backbone sees: c_in x, and c_noise (B,)."""
         scaled = self.precond(expand(sigma, x)).c_in * x
-        return scaled, self.c_noise(sigma).reshape(-1).expand(len(x))
+        return scaled, self.c_noise(sigma).reshape(-1).expand(x.shape[0])
 
     def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """What the network should say: (x0 - c_skip x) / c_out."""

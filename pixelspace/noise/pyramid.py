@@ -120,7 +120,7 @@ class Pyramid:
         """The levels (B, ...) of an image of `shape` from one row (B, N)."""
         shapes = self.shapes(shape)
         parts = row.split([math.prod(level) for level in shapes], 1)
-        return [part.reshape(len(row), *level) for part, level in zip(parts, shapes, strict=True)]
+        return [part.reshape(row.shape[0], *level) for part, level in zip(parts, shapes, strict=True)]
 
     def inputs(self, process: Process, levels: Sequence[Tensor], sigma: Tensor) -> tuple[list[Tensor], Tensor]:
         """All a backbone sees: c_in x of each level, given in its units, and the c_noise of sigma (B,).
@@ -128,7 +128,7 @@ class Pyramid:
         A level may hold fewer rows than sigma has: the first ones.
         """
         each = zip(levels, self.sigmas(sigma), strict=True)
-        return [process.precond(expand(s[: len(x)], x)).c_in * x for x, s in each], process.c_noise(sigma)
+        return [process.precond(expand(s[: x.shape[0]], x)).c_in * x for x, s in each], process.c_noise(sigma)
 
 
 def join(levels: Sequence[Tensor]) -> Tensor:
