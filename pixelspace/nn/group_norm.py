@@ -56,9 +56,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         suits = input.device.type == "cpu" and input.dtype == self.weight.dtype
-        compiling = (
-            torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        )  # others know no operator of ours
+        # What is exported goes to those who know no operator of ours.
+        compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         if suits and compiling and not torch.is_autocast_enabled("cpu"):
             return _normed(input, self.weight, self.bias, self.num_groups, self.eps)[0]
         out = super().forward(input)
