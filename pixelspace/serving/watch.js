@@ -1,6 +1,6 @@
 // What the runs' folders hold, asked for every few seconds while the page is seen. All texts go in as text, never as HTML.
 
-import { Chart, brief, count, made, smoothed } from "/watch_chart.js";
+import { Chart, brief, count, made, smoothed, swatchOf } from "/watch_chart.js";
 import { Sheets } from "/watch_sheets.js";
 
 const SECONDS = 3, MOST = 6, OCTILES = 8;
@@ -28,17 +28,23 @@ function ago(seconds) {
 }
 
 function bytes(number) {
-  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20]]) if (number >= size) return `${brief(number / size, 3)} ${unit}`;
+  for (const [unit, size] of [["GB", 1e9], ["MB", 1e6]]) if (number >= size) return `${brief(number / size, 3)} ${unit}`;
   return brief(number, 3);
 }
 
 const percent = (number) => `${brief(100 * number, 3)} %`;
 const since = (updated) => (Date.now() + skew) / 1000 - updated;
 
+// What is there already stays: it may have the focus, or be read aloud.
+function put(id, children) {
+  const now = made("div", {}, ...children);
+  if (byId(id).innerHTML !== now.innerHTML) byId(id).replaceChildren(...now.childNodes);
+}
+
 // --- The list of runs -------------------------------------------------------------------------------------------------
 
 function stageRow(run, index) {
-  const box = made("input", { type: "checkbox" }), swatch = made("span", { class: "swatch" });
+  const box = made("input", { type: "checkbox" }), swatch = swatchOf();
   const name = made("span", { class: "name" }), state = made("span", { class: "state" });
   const progress = made("progress", { max: 1 }), told = made("p", { class: "dim" });
   const key = `${run}.${index}`;
@@ -53,7 +59,7 @@ function stageRow(run, index) {
     const place = chosen.indexOf(key);
     box.checked = place >= 0;
     box.disabled = stage.state === "waiting" || (place < 0 && chosen.length >= MOST);
-    swatch.style.background = place < 0 ? "none" : `var(--c${place})`;
+    swatch.firstChild.setAttribute("class", place < 0 ? "" : `line c${place}`);
     name.textContent = stage.name;
     state.className = `state ${stage.state}`;
     state.textContent = stage.state === "silent" ? `silent for ${ago(since(stage.updated))}` : stage.state;
@@ -199,7 +205,7 @@ function facts(track) {
   const told = [
     ["Images", `${track.size.join(" x ")} pixels, in batches of ${track.batch}`],
     ["Network", `${track.backbone}, learnt by ${track.objective}, rate ${brief(track.lr)}`],
-    ["From", track.from ? `stage ${track.from}, its ${track.weights} weights` : "scratch, or weights that were given"],
+    ["From", track.from ? `stage ${track.from}, its ${track.weights === "ema" ? "averaged" : "raw"} weights` : track.growth ? track.growth.source : "scratch"],
     ["Frozen", track.frozen.join(", ")],
     ["Started", track.attempt > 1 ? `${track.attempt} times` : ""],
     ["Skipped steps", track.not_finite.length ? `${track.not_finite.length}, not finite, the last at ${track.not_finite.at(-1).toLocaleString("en")} images` : ""],
@@ -220,7 +226,7 @@ function grown(track) {
 }
 
 function showStages() {
-  byId("stages").replaceChildren(...tracks.flatMap((track) => [made("h3", {}, track.name), facts(track), ...grown(track)]));
+  put("stages", tracks.flatMap((track) => [made("h3", {}, track.name), facts(track), ...grown(track)]));
 }
 
 async function showDifferences() {
@@ -233,7 +239,7 @@ async function showDifferences() {
   const lines = differ.slice(0, 200).map((path) => [path, ...settings.map((one) => one.get(path) ?? "–")]);
   const heads = ["Setting", ...ids.map((id) => runs.find((run) => run.id === id)?.name ?? "")];
   const more = differ.length > 200 ? `and ${differ.length - 200} more` : differ.length ? "" : "None: the runs have the same settings.";
-  byId("differences").replaceChildren(...(lines.length ? [table(heads, lines)] : []), made("p", { class: "dim" }, more));
+  put("differences", [...(lines.length ? [table(heads, lines)] : []), made("p", { class: "dim" }, more)]);
 }
 
 // --- All of it --------------------------------------------------------------------------------------------------------
@@ -275,10 +281,13 @@ async function refresh() {
       const alone = run.stages.length === 1;
       return { ...details[i], key, run: run.id, index, name: alone ? run.name : `${run.name} / ${details[i].name}` };
     });
-    draw();
-    if (JSON.stringify(tracks) !== before) showStages();
+    if (JSON.stringify(tracks) !== before) {
+      draw();
+      showStages();
+    }
     await showDifferences();
-    byId("status").textContent = chosen.length >= MOST ? `${MOST} stages are shown, the most at once.` : `Up to date at ${new Date().toLocaleTimeString()}.`;
+    byId("time").textContent = `Up to date at ${new Date().toLocaleTimeString()}.`;
+    put("status", chosen.length >= MOST ? [`${MOST} stages are shown, the most at once.`] : []);
     byId("trouble").hidden = true;
   } catch (error) {
     const lost = error instanceof TypeError;

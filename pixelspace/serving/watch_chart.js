@@ -19,6 +19,13 @@ function drawn(name, attributes = {}) {
   return element;
 }
 
+export function swatchOf(style = "") {
+  const sample = drawn("svg", { "aria-hidden": "true", viewBox: "0 0 26 10" });
+  sample.classList.add("swatch");
+  sample.append(drawn("path", { class: style, d: "M0 5H26" }));
+  return sample;
+}
+
 export function brief(number, digits = 4) {
   if (number === null || number === undefined) return "–";
   const size = Math.abs(number);
@@ -99,8 +106,7 @@ export class Chart {
     this.xs = [...new Set(this.told.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
     this.log = log;
     this.legend.replaceChildren(...this.told.map((one) => {
-      const sample = drawn("svg", { "aria-hidden": "true", viewBox: "0 0 26 10" });
-      sample.append(drawn("path", { class: `line ${one.style}`, d: "M0 5H26" }));
+      const sample = swatchOf(`line ${one.style}`);
       if (one.marks) sample.append(drawn("circle", { class: one.style, cx: 13, cy: 5, r: 3 }));
       return made("li", {}, sample, one.name);
     }));
@@ -167,6 +173,7 @@ export class Chart {
     this.cross.setAttribute("x1", this.x(this.at));
     this.cross.setAttribute("x2", this.x(this.at));
     const said = this.told.map((one) => [one.name, one.points.filter(([x]) => x <= this.at).at(-1)]).filter(([, point]) => point);
-    this.readout.textContent = `${this.at.toLocaleString("en")} images: ${said.map(([name, [, y]]) => `${name} ${this.show(y)}`).join(", ")}`;
+    const text = `${this.at.toLocaleString("en")} images: ${said.map(([name, [, y]]) => `${name} ${this.show(y)}`).join(", ")}`;
+    if (this.readout.textContent !== text) this.readout.textContent = text; // else it would be read aloud again
   }
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from pixelspace.serving.watch_files import number, read_bytes, whole_number
 
-ALL = 32 << 20  # bytes at the end of the file, about 75,000 rows; what came before is not shown
+ALL = 16 << 20  # bytes at the end of the file, about 40,000 rows; what came before is not shown
 LAST = 1 << 16  # bytes at its end that say how far a stage is
 MAX_LINE = 1 << 16
 POINTS = 500  # of a curve at most
@@ -46,8 +46,13 @@ class Metrics:
     _end: int = 0
     _inode: int | None = None
 
-    def refresh(self) -> None:
-        """Reads what has been written since the last time."""
+    def refresh(self) -> bool:
+        """Reads what has been written since the last time; whether there was anything."""
+        before = self._end, self._inode
+        self._read_on()
+        return before != (self._end, self._inode)
+
+    def _read_on(self) -> None:
         found = read_bytes(self.path, self.limit, self._end, self._inode)
         if found is None or found.inode != self._inode or found.start != self._end:
             self.kinds, self.images, self.attempt, self.unreadable, self.cut = {}, 0, 0, 0, False

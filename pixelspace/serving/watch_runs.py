@@ -28,7 +28,7 @@ from pixelspace.serving.watch_metrics import Metrics, curves, evaluations, mean
 
 DEPTH = 3  # folders between the one that is watched and a run
 MAX_RUNS, MAX_STAGES, MAX_FOLDERS = 200, 64, 5_000
-MAX_KEPT = 12  # stages whose metrics are kept in memory as a whole
+MAX_KEPT = 8  # stages whose metrics are kept in memory as a whole
 MAX_PARTS, MAX_CAPTIONS, MAX_CAPTION, MAX_BAD, MAX_SETTINGS, MAX_SETTING = 200, 256, 500, 500, 10_000, 200
 PATIENCE = 90  # seconds without a sign of life that say nothing yet
 SERIES = ("loss", "grad_norm", "lr", "ema_decay", "images_per_second", "data_wait", "peak_bytes")
@@ -129,10 +129,11 @@ class StageFolder:
         self.images, self.batch = (whole_number(described.get(key)) or 0 for key in ("images", "batch"))
         self._last = Metrics(folder / "metrics.jsonl", watch_metrics.LAST) if folder else None
         self._all: Metrics | None = None
+        self._curves: dict[str, Any] = {}
 
     def forget(self) -> None:
         """Drops its metrics from memory."""
-        self._all = None
+        self._all, self._curves = None, {}
 
     def _updated(self, folder: Path) -> float:
         names = ("metrics.jsonl", "samples", "checkpoints", "evaluation", "")
@@ -187,15 +188,18 @@ class StageFolder:
         if self.folder is None:
             return {**told, "begun": False}
         self._all = self._all or Metrics(self.folder / "metrics.jsonl")
-        self._all.refresh()
+        if self._all.refresh() or not self._curves:
+            self._curves = {
+                "train": curves(self._all.rows("train"), SERIES),
+                "validation": curves(self._all.rows("validation"), ("loss",)),
+                "evaluations": evaluations(self._all),
+            }
         samples = _below(self.folder, "samples")
         captions = read_lines(samples / "captions.txt", MAX_CAPTIONS) if samples else []
         return {
             **told,
             "begun": True,
-            "train": curves(self._all.rows("train"), SERIES),
-            "validation": curves(self._all.rows("validation"), ("loss",)),
-            "evaluations": evaluations(self._all),
+            **self._curves,
             "not_finite": [row.images for row in self._all.rows("not_finite")][-MAX_BAD:],
             "attempt": self._all.attempt,
             "unreadable": self._all.unreadable,
