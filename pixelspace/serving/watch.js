@@ -8,7 +8,7 @@ const byId = (id) => document.getElementById(id);
 const answers = new Map(); // by address: the last answer and its tag
 const rows = new Map(); // by run: what of it stands in the list
 const charts = new Map(); // by name
-let runs = [], chosen = [], tracks = [], skew = 0, asking = false;
+let runs = [], chosen = [], tracks = [], skew = 0, asking = false, touched = false;
 
 async function ask(address) {
   const known = answers.get(address);
@@ -115,6 +115,7 @@ const stageOf = (key) => {
 };
 
 function remember() {
+  touched = true;
   history.replaceState(null, "", `#${chosen.join(",")}`);
 }
 
@@ -124,7 +125,7 @@ function recall() {
 
 function choose() {
   chosen = chosen.filter(stageOf);
-  if (chosen.length || location.hash) return;
+  if (chosen.length || touched) return;
   const begun = runs.find((run) => run.stages.some((stage) => stage.state !== "waiting"));
   if (begun) chosen = [`${begun.id}.${begun.stages.findLastIndex((stage) => stage.state !== "waiting")}`];
 }
@@ -204,7 +205,7 @@ function table(heads, lines) {
 function facts(track) {
   const told = [
     ["Images", `${track.size.join(" x ")} pixels, in batches of ${track.batch}`],
-    ["Network", `${track.backbone}, learnt by ${track.objective}, rate ${brief(track.lr)}`],
+    ["Network", `${track.backbone.replace(/Config$/, "")}, learnt by ${track.objective}, rate ${brief(track.lr)}`],
     ["From", track.from ? `stage ${track.from}, its ${track.weights === "ema" ? "averaged" : "raw"} weights` : track.growth ? track.growth.source : "scratch"],
     ["Frozen", track.frozen.join(", ")],
     ["Started", track.attempt > 1 ? `${track.attempt} times` : ""],
@@ -286,11 +287,12 @@ async function refresh() {
       showStages();
     }
     await showDifferences();
+    byId("pick").hidden = tracks.length > 0 || runs.length === 0;
     byId("time").textContent = `Up to date at ${new Date().toLocaleTimeString()}.`;
     put("status", chosen.length >= MOST ? [`${MOST} stages are shown, the most at once.`] : []);
     byId("trouble").hidden = true;
   } catch (error) {
-    const lost = error instanceof TypeError;
+    const lost = error instanceof TypeError || error instanceof SyntaxError;
     byId("trouble").textContent = lost ? "The server does not answer; it may have been ended. This page tries on." : error.message;
     byId("trouble").hidden = false;
   }

@@ -5,6 +5,7 @@ Nothing here makes a recipe or opens a tensor, so that a run can be looked at wh
 
 import hashlib
 import json
+import math
 import os
 import re
 import statistics
@@ -107,8 +108,9 @@ def sheets(folder: Path) -> dict[int, dict[str, Path]]:
         if named := SHEET.fullmatch(entry.name):
             found.setdefault(int(named[1]), {})[named[2] or ""] = Path(entry.path)
 
-    def finest_first(size: str) -> tuple[int, ...]:
-        return tuple(-int(side) for side in size.split("x")) if size else (-(10**7),)
+    def finest_first(size: str) -> float:
+        sides = [int(side) for side in size.split("x")] if size else []
+        return -math.inf if not size else -math.prod(sides * 2 if len(sides) == 1 else sides)
 
     return {images: {size: found[images][size] for size in sorted(found[images], key=finest_first)} for images in found}
 

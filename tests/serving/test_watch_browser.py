@@ -130,6 +130,11 @@ def test_runs_are_compared_by_mouse_and_keys_and_followed_as_they_learn(page, ro
     expect(page.locator(f"#sheets img[alt*='after {32} images']")).to_have_count(1)
     expect(page.locator("#runs > li", has_text="slow").locator(".state")).to_have_text("done")
 
+    box(page, "slow").uncheck()
+    box(page, "fast").uncheck()
+    expect(page.get_by_text("Check a stage of a run")).to_be_visible()
+    box(page, "fast").check()
+    box(page, "slow").check()
     page.reload()
     expect(page.get_by_role("checkbox", checked=True).and_(page.locator("nav input"))).to_have_count(2, timeout=15_000)
     process, _ = server

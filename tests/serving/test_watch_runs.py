@@ -3,10 +3,13 @@ import os
 import time
 
 import pytest
+import torch
 
 from pixelspace.cli import main
+from pixelspace.serving import watch_runs
 from pixelspace.serving.watch_runs import DEPTH, MAX_KEPT, Runs, find_runs, growth, leaves, sheets
 from pixelspace.training.log import Metrics, read_metrics
+from pixelspace.training.preview import save_sheets
 from tests.serving.watched import RECIPE, draw_samples, make_run, stage_of, train_rows
 
 
@@ -98,6 +101,21 @@ def test_sheets_are_those_of_training_the_finest_level_first(tmp_path):
     found = sheets(tmp_path)
     assert {images: list(levels) for images, levels in found.items()} == {4: ["", "8", "4"], 16: ["", "8", "4"]}
     assert found[16]["8"] == tmp_path / "samples" / "0000000016_8.png"
+
+
+def test_levels_of_clips_are_in_order_of_their_pixels(tmp_path):
+    clips = [torch.zeros(2, 16, size, size, 3, dtype=torch.uint8) for size in (32, 16)]
+    save_sheets([*clips, torch.zeros(2, 16, 16, 3, dtype=torch.uint8)], tmp_path / "samples", 8)
+    assert list(sheets(tmp_path)[8]) == ["", "16x16x16", "16"]
+
+
+def test_the_newest_runs_are_shown_and_it_is_said_how_many_are_not(tmp_path, monkeypatch):
+    for i in range(3):
+        make_run(tmp_path / f"{i}")
+        os.utime(tmp_path / f"{i}" / "recipe.json", (i, i))
+    monkeypatch.setattr(watch_runs, "MAX_RUNS", 2)
+    summary = Runs(tmp_path).summary()
+    assert summary["hidden"] == 1 and {run["name"] for run in summary["runs"]} == {"1", "2"}
 
 
 def test_settings_are_told_by_their_dotted_paths(tmp_path):
