@@ -249,7 +249,8 @@ function heading(wanted, over) {
   const model = offer.models.find((one) => one.name === wanted.model);
   const label = wanted.label === undefined ? "" : model.classes[wanted.label] ?? `class ${wanted.label}`;
   const what = wanted.text?.trim() || label || "images";
-  return over ? `${what}, side by side over ${over}` : `${what}, seed ${wanted.seed}`;
+  const plural = { seed: "seeds", model: "models" }[over] ?? over;
+  return over ? `${what}, side by side over ${plural}` : `${what}, seed ${wanted.seed}`;
 }
 
 async function draw(event) {

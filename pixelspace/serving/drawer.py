@@ -10,6 +10,7 @@ from pixelspace.serving.drawing import Drawing
 from pixelspace.serving.guard import (
     Guard,
     JSONResponse,
+    Message,
     Receive,
     Request,
     Response,
@@ -27,6 +28,8 @@ from pixelspace.serving.turns import Busy, Turn, Turns
 
 PAGE = {"/": "draw.html", "/draw.css": "draw.css", "/draw.js": "draw.js"}
 CLIENT_CHARACTERS = 64
+BEHIND_LINES = 8
+SEND_SECONDS = 60  # in which a client must take a line
 
 
 class Drawer:
@@ -66,11 +69,12 @@ class _Stream(StreamingResponse):
         loop, self.lines = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
         self.drawer, self.turn, self.notes, self.begun = drawer, turn, notes, False
 
-        def say(line: dict[str, Any] | None) -> None:
+        def say(line: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.lines.put_nowait, line)
 
-        self.say = say
-        self.drawing = Drawing(drawer.offer.of(asked), asked, drawer.seconds, say)
+        self.drawing = Drawing(
+            drawer.offer.of(asked), asked, drawer.seconds, say, lambda: self.lines.qsize() > BEHIND_LINES
+        )
         super().__init__(self._told(), media_type="application/x-ndjson")
 
     async def _told(self) -> AsyncIterator[str]:
@@ -92,8 +96,14 @@ class _Stream(StreamingResponse):
         self.lines.put_nowait(None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def soon(message: Message) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, soon)
+        except TimeoutError:  # a client that takes nothing is as good as gone
+            return
         finally:
             self.drawing.cancelled.set()
             if not self.begun:  # else its turn lasts until the step under way has ended

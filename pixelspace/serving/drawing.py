@@ -29,12 +29,14 @@ class Cancelled(Exception):
 
 @dataclass
 class Drawing:
-    """What was asked of which model, how long it may take, and what its steps are told to."""
+    """What was asked of which model, how long it may take, what its steps are told to, and whether whoever hears it is
+    `behind`: then there are no previews, which would pile up."""
 
     offered: Offered
     wanted: Wanted
     seconds: float
     say: Say
+    behind: Callable[[], bool] = lambda: False
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def settings(self, image: int) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Drawing:
                 "left": (now - began) * (1 - part) / part,
                 "images": forming.images,
             }
-            if now >= rest:
+            if now >= rest and not self.behind():
                 levels = forming.levels()
                 side = PREVIEW if len(forming.images) == 1 else PREVIEW // 2
                 said["previews"] = [

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import traceback
-from asyncio import TimerHandle, timeout
+from asyncio import CancelledError, TimerHandle, timeout
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -301,7 +301,7 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None:
+        if error is None or isinstance(error, CancelledError):  # of what is not drained when the server ends
             return
         kept = Path("pixelspace-error.log").resolve()
         try:

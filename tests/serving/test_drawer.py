@@ -1,5 +1,6 @@
 """The page's addresses over a real socket, with small models that really draw."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from pixelspace.cli import main
-from pixelspace.serving import turns
+from pixelspace.serving import drawer, drawing, guard, turns
 from pixelspace.serving.drawer import PAGE, page
+from pixelspace.serving.offer import wanted
 from pixelspace.serving.sending import settings_in
 from tests.serving.conftest import WEIGHTS
 from tests.serving.served import asked, serving
@@ -25,11 +28,11 @@ from tests.serving.served import asked, serving
 LONG = {"steps": 1000, "n": 1}  # seconds, if nobody cancels it
 
 
-def lines(port: int, client: str = "", **wanted) -> Iterator[dict]:
+def lines(port: int, client: str = "", **settings) -> Iterator[dict]:
     """What the server says of a drawing, line by line; the connection is closed when nobody reads on."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        body = json.dumps({"model": "classes", "seed": 0, **wanted})
+        body = json.dumps({"model": "classes", "seed": 0, **settings})
         connection.request("POST", "/draw", body, {"content-type": "application/json", "x-client": client})
         answer = connection.getresponse()
         if answer.status != 200:
@@ -86,8 +89,8 @@ def test_the_offer_says_of_each_model_what_it_takes(drawer_port):
 
 
 def test_images_are_those_of_the_command_line_bit_for_bit(drawer_port, tmp_path):
-    wanted = {"n": 3, "seed": str(2**64 - 1), "label": 2, "steps": 5, "guidance": 1.5, "size": [16, 24]}
-    drawn = [pixels(file) for (file,) in files(list(lines(drawer_port, **wanted)))]
+    asked_for = {"n": 3, "seed": str(2**64 - 1), "label": 2, "steps": 5, "guidance": 1.5, "size": [16, 24]}
+    drawn = [pixels(file) for (file,) in files(list(lines(drawer_port, **asked_for)))]
     options = f"-n 3 --seed {2**64 - 1} --label 2 --steps 5 --guidance 1.5 --size 16 24 --quiet"
     assert main(["sample", str(WEIGHTS), "--out", str(tmp_path / "out"), *options.split()]) == 0
     assert len(drawn) == 3
@@ -145,12 +148,12 @@ def test_a_client_who_leaves_while_waiting_gives_the_place_up(drawer_port):
 
 
 def test_two_users_at_once_each_get_the_image_they_would_get_alone(drawer_port):
-    wanted = [{"seed": seed, "steps": 30, "n": 2} for seed in (1, 2)]
-    alone = [files(list(lines(drawer_port, **one))) for one in wanted]
+    both = [{"seed": seed, "steps": 12, "n": 2} for seed in (1, 2)]
+    alone = [files(list(lines(drawer_port, **one))) for one in both]
     found: dict[int, list] = {}
 
     def user(number: int) -> None:
-        found[number] = files(list(lines(drawer_port, str(number), **wanted[number])))
+        found[number] = files(list(lines(drawer_port, str(number), **both[number])))
 
     users = [threading.Thread(target=user, args=(i,)) for i in range(2)]
     for one in users:
@@ -188,6 +191,53 @@ def test_a_drawing_that_takes_too_long_is_ended_and_the_next_one_drawn(offer):
         assert [one["kind"] for one in lines(port, steps=1)] == ["step", "image", "done"]
 
 
+def test_previews_do_not_pile_up_for_a_client_who_is_behind(offer):
+    def told(behind: bool) -> int:
+        said: list[dict] = []
+        asked = wanted({"model": "classes", "seed": 0, "n": 1, "steps": 3})
+        drawing.Drawing(offer.of(asked), asked, 60, said.append, lambda: behind).run()
+        assert [one["kind"] for one in said] == ["step"] * 3 + ["image", "done"]
+        return sum("previews" in one for one in said)
+
+    assert told(True) == 0 < told(False)
+
+
+def test_a_client_who_takes_nothing_is_given_up(offer, monkeypatch):
+    monkeypatch.setattr(drawer, "SEND_SECONDS", 0.2)
+    app = drawer.Drawer(offer, 60)
+
+    async def stalls() -> None:
+        never = asyncio.Event()
+        body = json.dumps({"model": "classes", "seed": 0, **LONG}).encode()
+        asked = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict:
+            if not asked:
+                await never.wait()
+            return asked.pop()
+
+        async def send(message: dict) -> None:
+            if message["type"] == "http.response.body":
+                await never.wait()
+
+        scope = {"type": "http", "method": "POST", "path": "/draw", "headers": [], "query_string": b""}
+        await (await app.draw(Request(scope, receive)))(scope, receive, send)
+        while app.turns.turns:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(stalls(), 20))
+
+
+def test_a_server_that_ends_drains_what_is_under_way_and_then_stops_it_without_a_word(offer, monkeypatch, capfd):
+    monkeypatch.setattr(guard, "DRAIN_SECONDS", 1.5)
+    with serving(page(offer, 60)) as port:
+        short, long = lines(port, "a", steps=5), lines(port, "b", **LONG)
+        assert next(short)["kind"] == "step" and next(long)["kind"] == "queued"
+    assert list(short)[-1]["kind"] == "done"
+    assert list(long)[-1]["kind"] in ("queued", "step")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_image_that_is_not_finite_is_said_in_a_sentence_and_the_server_lives(drawer_port, offer):
     weight = next(offer.models["pyramid"].model.backbone.parameters())
     kept = weight.clone()
@@ -211,16 +261,16 @@ def test_no_request_is_answered_with_a_fault_of_ours_or_kills_the_server(drawer_
     seen = set()
     for _ in range(400):
         some = {name: draw.choice(NASTY) for name in draw.sample(fields, draw.choice((1, 1, 2, 4)))}
-        wanted = {"model": draw.choice(("classes", "text", "lost", "clips")), **good, **some}
-        if wanted.get("steps") is None or wanted.get("n") not in (0, 1, 2, None):
-            wanted["steps"] = 1
-        status, body, _ = asked(drawer_port, "POST", "/draw", wanted)
+        tried = {"model": draw.choice(("classes", "text", "lost", "clips")), **good, **some}
+        if tried.get("steps") is None or tried.get("n") not in (0, 1, 2, None):
+            tried["steps"] = 1
+        status, body, _ = asked(drawer_port, "POST", "/draw", tried)
         seen.add(status)
         if status == 200:
-            assert json.loads(body.splitlines()[-1])["kind"] in ("done", "error"), wanted
+            assert json.loads(body.splitlines()[-1])["kind"] in ("done", "error"), tried
         else:
             line = json.loads(body)["error"]
-            assert status == 422 and line and "\n" not in line and "Traceback" not in line, (wanted, body)
+            assert status == 422 and line and "\n" not in line and "Traceback" not in line, (tried, body)
     assert seen == {200, 422}
     for data in (draw.randbytes(size) for size in range(0, 3000, 60)):
         assert asked(drawer_port, "POST", "/draw", data)[0] == 422
@@ -233,3 +283,25 @@ def test_paths_and_names_of_the_machine_are_told_to_nobody(drawer_port):
     for path in ("/offer", "/health"):
         body = asked(drawer_port, path=path)[1].decode()
         assert str(Path.cwd()) not in body and str(WEIGHTS) not in body
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_stay_what_they_are_over_thousands_of_drawings(drawer_port):
+    def held() -> tuple[int, int]:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]), len(list(Path("/proc/self/fd").iterdir()))
+
+    def many(count: int) -> None:
+        for i in range(count):
+            said = lines(drawer_port, steps=3 if i % 3 else 50, n=2)
+            if i % 3:
+                assert list(said)[-1]["kind"] == "done"
+            else:
+                next(said)
+                said.close()
+        idle(drawer_port)
+
+    many(300)
+    memory, opened = held()
+    many(3000)
+    assert held()[0] < 1.05 * memory and held()[1] <= opened + 2
