@@ -1,6 +1,7 @@
 """The command that shows a model in the browser: serve."""
 
 import os
+import sys
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -64,6 +65,7 @@ def serve(
     paths = [one for path in models for one in (checkpoints_of(path) if checkpoints else [path])]
     offer = Offer.opened(paths, opened)
     for name, one in offer.models.items():
-        if one.problem:
-            print(f"warning: {name}: {one.problem}", flush=True)
+        told, why = one.missing
+        if told:
+            print(f"warning: {name}: {told}: {why}", file=sys.stderr, flush=True)
     guard.run(page(offer, seconds, where.token), where, lambda line: print(line, flush=True))

@@ -52,22 +52,22 @@ class Drawer:
         """A stream of JSON lines; whoever closes it cancels the drawing."""
         data = await json_object(request)
         asked = wanted(data)
-        notes = self.offer.of(asked).check(asked)
+        self.offer.of(asked).check(asked)
         address = request.client.host if request.client else ""
         client = f"{address} {request.headers.get('x-client', '')[:CLIENT_CHARACTERS]}"
         try:
             turn = self.turns.enter(client)
         except Busy as error:
             return told(429, str(error), {"retry-after": "5"})
-        return _Stream(self, turn, asked, notes)
+        return _Stream(self, turn, asked)
 
 
 class _Stream(StreamingResponse):
     """The answer to one request for a drawing. However it ends, the drawing stops and its turn is given up."""
 
-    def __init__(self, drawer: Drawer, turn: Turn, asked: Wanted, notes: list[str]):
+    def __init__(self, drawer: Drawer, turn: Turn, asked: Wanted):
         loop, self.lines = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
-        self.drawer, self.turn, self.notes, self.begun = drawer, turn, notes, False
+        self.drawer, self.turn, self.begun = drawer, turn, False
 
         def say(line: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.lines.put_nowait, line)
@@ -78,8 +78,6 @@ class _Stream(StreamingResponse):
         super().__init__(self._told(), media_type="application/x-ndjson")
 
     async def _told(self) -> AsyncIterator[str]:
-        for note in self.notes:
-            yield _line({"kind": "note", "note": note})
         async for ahead in self.drawer.turns.ahead(self.turn):
             yield _line({"kind": "queued", "ahead": ahead})
         self.begun = True

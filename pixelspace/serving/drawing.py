@@ -1,6 +1,7 @@
 """One drawing in a thread of its own, told as it goes: what a request is answered with, line by line."""
 
 import base64
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pixelspace
-from pixelspace.errors import PixelspaceError, ResourceError
+from pixelspace.errors import NumericalError, PixelspaceError, UserError
 from pixelspace.model import Forming
 from pixelspace.serving.offer import Offered, Wanted
 from pixelspace.serving.sending import PREVIEW, file_of, preview
@@ -25,6 +26,10 @@ Say = Callable[[dict[str, Any]], None]
 
 class Cancelled(Exception):
     """Nobody waits for the drawing any more."""
+
+
+class TooLong(PixelspaceError):
+    """A drawing has had its time."""
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Drawing:
             if self.cancelled.is_set():
                 raise Cancelled
             if now - began > self.seconds:
-                raise ResourceError(
+                raise TooLong(
                     f"it took longer than the {self.seconds:g} seconds that a drawing may take here; take fewer images "
                     f"or steps, or start the server with more --seconds"
                 )
@@ -110,12 +115,17 @@ class Drawing:
                 )
 
         try:
+            for note in self.offered.notes(self.wanted):
+                self.say({"kind": "note", "note": note})
             self.offered.model.sample(**self.wanted.arguments(), each=finished, watch=step)
             self.say({"kind": "done", "seconds": time.monotonic() - began})
         except Cancelled:
             return
-        except PixelspaceError as error:
+        except (UserError, NumericalError, TooLong) as error:
             self.say({"kind": "error", "error": str(error)})
+        except PixelspaceError as error:  # which may name files of this machine
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self.say({"kind": "error", "error": "the server cannot draw this now; its terminal says why"})
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise

@@ -113,15 +113,19 @@ class Offered:
     model: Model
 
     @cached_property
-    def problem(self) -> str:
-        """Why nothing can be drawn with it as it stands here; "" if nothing is known to hinder."""
+    def missing(self) -> tuple[str, str]:
+        """What is not at hand to draw with it: as users are told, without a path of this machine, and as the terminal
+        is; "" for nothing."""
         try:
             if self.model.config.text is not None:
                 _ = self.model.reader
+        except PixelspaceError as error:
+            return "this model's text encoder is not at hand; the server needs --encoder", str(error)
+        try:
             self.model.config.codec.identity()
         except PixelspaceError as error:
-            return str(error)
-        return ""
+            return "this model's VAE is not at hand; the server needs --vae", str(error)
+        return "", ""
 
     def _fits(self, height: int, width: int) -> bool:
         config = self.model.config
@@ -144,7 +148,7 @@ class Offered:
         config = self.model.config
         return {
             "name": self.name,
-            "problem": self.problem,
+            "problem": self.missing[0],
             "size": config.size,
             "sides": self.sides,
             "frames": config.backbone.tiles**2,
@@ -158,14 +162,14 @@ class Offered:
             "guidance": config.sampling.guidance,
         }
 
-    def check(self, asked: Wanted) -> list[str]:
-        """What a user should know of the request before it is drawn.
+    def check(self, asked: Wanted) -> None:
+        """Refuses what would not be drawn; it may be called while something else is, and reads no text.
 
         Raises:
             UserError: what the model does not take, or more work than one request may be.
         """
-        if self.problem:
-            raise UserError(self.problem)
+        if self.missing[0]:
+            raise UserError(self.missing[0])
         config = self.model.config
         own, size = config.size, asked.size or config.size
         for name, found, trained in zip(("height", "width"), size, own, strict=True):
@@ -182,9 +186,9 @@ class Offered:
             )
         drawn: Callable[..., None] = lambda rows, levels: None  # noqa: E731
         self.model.sample(**asked.arguments(), only=[], each=drawn)  # refuses all that drawing it would
-        return self._cut(asked)
 
-    def _cut(self, asked: Wanted) -> list[str]:
+    def notes(self, asked: Wanted) -> list[str]:
+        """What a user should know of how it is drawn. It uses the tokenizer, which two threads must not do at once."""
         encoder, notes = self.model.config.text, []
         for name, text in (("prompt", asked.text), ("negative prompt", asked.negative)):
             if text is not None and encoder is not None:

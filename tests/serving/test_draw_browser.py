@@ -138,7 +138,9 @@ def test_prompts_are_text_and_nothing_else_and_blank_or_huge_ones_are_refused(pa
 
 def test_a_model_without_its_text_encoder_says_so_and_does_not_draw(page):
     page.locator("#model").select_option("lost")
-    expect(page.locator("#problem")).to_contain_text("t5")
+    expect(page.locator("#problem")).to_have_text(
+        "this model's text encoder is not at hand; the server needs --encoder"
+    )
     expect(page.locator("#draw")).to_be_disabled()
 
 

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from PIL import Image
 from starlette.requests import Request
 
 from pixelspace.cli import main
+from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.serving import drawer, drawing, guard, turns
 from pixelspace.serving.drawer import PAGE, page
-from pixelspace.serving.offer import wanted
+from pixelspace.serving.offer import Offer, wanted
 from pixelspace.serving.sending import settings_in
-from tests.serving.conftest import WEIGHTS
+from tests.serving.conftest import WEIGHTS, untrained
 from tests.serving.served import asked, serving
 
 LONG = {"steps": 1000, "n": 1}  # seconds, if nobody cancels it
@@ -85,7 +87,7 @@ def test_the_offer_says_of_each_model_what_it_takes(drawer_port):
     assert models["classes"]["num_classes"] and not models["classes"]["text"]
     assert models["text"]["text"] and models["text"]["problem"] == ""
     assert (models["pyramid"]["levels"], models["clips"]["frames"]) == (2, 16)
-    assert "t5" in models["lost"]["problem"]
+    assert models["lost"]["problem"] == "this model's text encoder is not at hand; the server needs --encoder"
 
 
 def test_images_are_those_of_the_command_line_bit_for_bit(drawer_port, tmp_path):
@@ -117,6 +119,14 @@ def test_the_file_says_all_that_decides_the_image_and_no_path(drawer_port):
     expected = {"model": "text", "seed": 5, "image": 0, "of": 1, "text": "a cat ü", "negative": None, "steps": 2}
     assert {key: settings[key] for key in expected} == expected
     assert len(settings["weights"]) == 64 and "/" not in json.dumps(settings)
+
+
+def test_a_prompt_that_is_cut_is_drawn_and_said_to_be_cut(drawer_port):
+    note, *said = lines(drawer_port, model="text", text="a cat " * 100, steps=1)
+    assert note["kind"] == "note" and note["note"].startswith(
+        "the prompt has 601 tokens, and the model reads the first"
+    )
+    assert said[-1]["kind"] == "done"
 
 
 def test_of_a_pyramid_every_level_is_shown_and_of_clips_all_frames(drawer_port):
@@ -279,10 +289,18 @@ def test_no_request_is_answered_with_a_fault_of_ours_or_kills_the_server(drawer_
     assert asked(drawer_port, path="/health")[0] == 200
 
 
-def test_paths_and_names_of_the_machine_are_told_to_nobody(drawer_port):
-    for path in ("/offer", "/health"):
-        body = asked(drawer_port, path=path)[1].decode()
-        assert str(Path.cwd()) not in body and str(WEIGHTS) not in body
+def test_a_file_that_is_gone_is_named_on_the_terminal_alone(offer, capfd, tmp_path):
+    lost = untrained("hdit-imagenet128-debug")
+    lost.config = replace(lost.config, codec=KLVAE(vae=str(tmp_path / "gone.pth")))
+    found = Offer({"lost": lost}).models["lost"]
+    assert (
+        found.missing[0] == "this model's VAE is not at hand; the server needs --vae" and "gone.pth" in found.missing[1]
+    )
+    said: list[dict] = []
+    drawing.Drawing(found, wanted({"model": "lost", "seed": 0}), 60, said.append).run()
+    assert said == [{"kind": "error", "error": "the server cannot draw this now; its terminal says why"}]
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and "gone.pth" in err
 
 
 @pytest.mark.slow
