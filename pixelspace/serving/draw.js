@@ -53,7 +53,7 @@ function newSeed() {
 
 const numberOr = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
 
-// What the form asks for, as the server reads it; it says what is wrong with it.
+// What the form asks of a model. The server says what is wrong with it.
 function asked(model) {
   const wanted = {
     model: model.name,
@@ -111,7 +111,7 @@ function shownWidth(width) {
   return width * Math.max(1, Math.floor(192 / width));
 }
 
-function place(figure, level, url, width, final) {
+function place(figure, level, url, width) {
   const levels = figure.querySelector(".levels");
   let image = levels.querySelectorAll("img")[level];
   if (image === undefined) {
@@ -123,7 +123,6 @@ function place(figure, level, url, width, final) {
   }
   if (image.src.startsWith("blob:")) return;
   image.src = url;
-  image.dataset.final = final;
   image.width = shownWidth(width);
   image.classList.toggle("enlarged", image.width > width);
 }
@@ -221,8 +220,7 @@ function heard(said, run, which) {
     tell(`${which}step ${said.done} of ${said.steps}, ${said.left < 1 ? "about a second" : duration(said.left)} left`);
     (said.previews ?? []).forEach((levels, row) => levels.forEach((data, level) => {
       const figure = figureOf(run, said.images[row]);
-      const width = (JSON.parse(run.dataset.widths))[level] ?? JSON.parse(run.dataset.widths)[0];
-      place(figure, level, `data:image/jpeg;base64,${data}`, width, false);
+      place(figure, level, `data:image/jpeg;base64,${data}`, JSON.parse(run.dataset.widths)[level]);
     }));
   } else if (said.kind === "image") {
     finish(figureOf(run, said.image), said);
@@ -230,14 +228,14 @@ function heard(said, run, which) {
   }
 }
 
-async function finish(figure, said) {
+function finish(figure, said) {
   const caption = made("figcaption", {}, made("span", { textContent: `${said.image}` }));
   figure.classList.remove("forming");
   said.files.forEach((file, level) => {
     const url = URL.createObjectURL(new Blob([bytesOf(file.data)], { type: file.type }));
     const image = new Image();
     image.src = url;
-    image.decode().then(() => place(figure, level, url, image.naturalWidth, true));
+    image.decode().then(() => place(figure, level, url, image.naturalWidth));
     const suffix = file.type.split("/")[1];
     const name = `pixelspace-${said.settings.seed}-${String(said.image).padStart(6, "0")}${level ? `-level${level + 1}` : ""}.${suffix}`;
     caption.append(made("a", { href: url, download: name, textContent: level ? `level ${level + 1}` : "download" }));
@@ -280,8 +278,11 @@ async function draw(event) {
   try {
     for (const [name, wanted] of all) {
       run = made("section", { className: "run" }, ...(name ? [made("h3", { textContent: name })] : []), made("div", { className: "images" }));
-      const factor = offer.models.find((one) => one.name === wanted.model);
-      run.dataset.widths = JSON.stringify([...Array(factor.levels).keys()].map((level) => Math.round(wanted.size[1] / factor.factors[level])));
+      const { factors, frames } = offer.models.find((one) => one.name === wanted.model);
+      const sides = Math.sqrt(frames);  // of the coarsest level of clips there is one frame, by a factor of the whole
+      run.dataset.widths = JSON.stringify(factors.map((factor, i) => {
+        return Math.round(wanted.size[1] * (i > 0 && i === factors.length - 1 ? sides : 1) / factor);
+      }));
       runs.append(run);
       seconds += (await drawOne(wanted, run, all.length > 1 ? `${finished + 1} of ${all.length}: ` : "", underWay.signal)).seconds;
       finished += 1;

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pixelspace.serving.drawing import Drawing
+from pixelspace.errors import PixelspaceError, UserError
+from pixelspace.serving.drawing import Drawing, unsaid
 from pixelspace.serving.guard import (
     Guard,
     JSONResponse,
@@ -52,7 +53,12 @@ class Drawer:
         """A stream of JSON lines; whoever closes it cancels the drawing."""
         data = await json_object(request)
         asked = wanted(data)
-        self.offer.of(asked).check(asked)
+        try:
+            self.offer.of(asked).check(asked)
+        except UserError:
+            raise
+        except PixelspaceError as error:
+            return told(503, unsaid(error))
         address = request.client.host if request.client else ""
         client = f"{address} {request.headers.get('x-client', '')[:CLIENT_CHARACTERS]}"
         try:

@@ -123,13 +123,18 @@ class Drawing:
             return
         except (UserError, NumericalError, TooLong) as error:
             self.say({"kind": "error", "error": str(error)})
-        except PixelspaceError as error:  # which may name files of this machine
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            self.say({"kind": "error", "error": "the server cannot draw this now; its terminal says why"})
+        except PixelspaceError as error:
+            self.say({"kind": "error", "error": unsaid(error)})
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
             self.say({"kind": "error", "error": "there is not enough memory; take fewer images or a smaller size"})
+
+
+def unsaid(error: PixelspaceError) -> str:
+    """What users are told of a fault that may name files of this machine, which only the terminal is told."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return "the server cannot draw this now; its terminal says why"
 
 
 def _is_memory(error: Exception) -> bool:

@@ -289,18 +289,23 @@ def test_no_request_is_answered_with_a_fault_of_ours_or_kills_the_server(drawer_
     assert asked(drawer_port, path="/health")[0] == 200
 
 
-def test_a_file_that_is_gone_is_named_on_the_terminal_alone(offer, capfd, tmp_path):
+def test_a_file_that_is_gone_is_named_on_the_terminal_alone(capfd, tmp_path):
     lost = untrained("hdit-imagenet128-debug")
+    offer = Offer({"lost": lost})
+    assert offer.models["lost"].missing == ("", "")
     lost.config = replace(lost.config, codec=KLVAE(vae=str(tmp_path / "gone.pth")))
-    found = Offer({"lost": lost}).models["lost"]
-    assert (
-        found.missing[0] == "this model's VAE is not at hand; the server needs --vae" and "gone.pth" in found.missing[1]
-    )
+    told, why = Offer({"lost": lost}).models["lost"].missing
+    assert told == "this model's VAE is not at hand; the server needs --vae" and "gone.pth" in why
+
+    line = "the server cannot draw this now; its terminal says why"
     said: list[dict] = []
-    drawing.Drawing(found, wanted({"model": "lost", "seed": 0}), 60, said.append).run()
-    assert said == [{"kind": "error", "error": "the server cannot draw this now; its terminal says why"}]
+    drawing.Drawing(offer.models["lost"], wanted({"model": "lost"}), 60, said.append).run()
+    assert said == [{"kind": "error", "error": line}]
+    with serving(page(offer, 60)) as port:
+        status, body, _ = asked(port, "POST", "/draw", {"model": "lost"})
+    assert (status, json.loads(body)) == (503, {"error": line})
     out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: ") and "gone.pth" in err
+    assert out == "" and [one.startswith("error: ") and "gone.pth" in one for one in err.splitlines()] == [True] * 2
 
 
 @pytest.mark.slow
