@@ -17,6 +17,7 @@ MAX_JSON = 8 << 20  # bytes of a recipe or a report of growth
 MAX_IMAGE = 128 << 20
 MAX_ENTRIES = 20_000  # of a folder
 EXACT = 1 << 53  # the first whole number beside one that JavaScript cannot tell from it
+HUGE = 1e300
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -128,7 +129,7 @@ def whole_number(data: Any) -> int | None:
 
 
 def number(data: Any) -> float | None:
-    """A finite number, None of anything else."""
+    """A finite number of which many can be added up, None of anything else."""
     if type(data) is int:
         return float(data) if abs(data) < EXACT else None
-    return data if type(data) is float and abs(data) < float("inf") else None
+    return data if type(data) is float and abs(data) < HUGE else None

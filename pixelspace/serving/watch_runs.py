@@ -32,6 +32,7 @@ MAX_RUNS, MAX_STAGES, MAX_FOLDERS = 200, 64, 5_000
 MAX_KEPT = 8  # stages whose metrics are kept in memory as a whole
 MAX_PARTS, MAX_CAPTIONS, MAX_CAPTION, MAX_BAD, MAX_SETTINGS, MAX_SETTING = 200, 256, 500, 500, 10_000, 200
 PATIENCE = 90  # seconds without a sign of life that say nothing yet
+SLOWEST = 1e-6  # images a second
 SERIES = ("loss", "grad_norm", "lr", "ema_decay", "images_per_second", "data_wait", "peak_bytes")
 WAYS = ("copied", "resized", "fresh", "unused")
 SHEET = re.compile(r"(\d{10})(?:_(\d{1,6}(?:x\d{1,6}){0,2}))?\.png")
@@ -150,18 +151,14 @@ class StageFolder:
         self._last.refresh()
         seen = max(self._last.images, self.batch * max(_steps(self.folder), default=0))
         rows = self._last.rows("train")[-10:]
-        rates = [rate for row in rows if (rate := row.numbers.get("images_per_second")) and rate > 0]
+        rates = [rate for row in rows if (rate := row.numbers.get("images_per_second")) and rate > SLOWEST]
         rate = statistics.median(rates) if rates else None
         row_images = self.batch * (whole_number(self.described.get("log_steps")) or 1)
         updated = self._updated(self.folder)
         patience = PATIENCE + (3 * row_images / rate if rate else 0)
-        state = (
-            "done"
-            if self.images and seen >= self.images
-            else "training"
-            if time.time() - updated < patience
-            else "silent"
-        )
+        state = "training" if time.time() - updated < patience else "silent"
+        if self.images and seen >= self.images:
+            state = "done"
         return {
             "name": self.name,
             "images": self.images,

@@ -4,6 +4,8 @@ import time
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pixelspace.cli import main
 from pixelspace.serving import watch_runs
@@ -157,6 +159,35 @@ def test_a_recipe_of_any_kind_is_shown_or_said_to_be_unreadable(tmp_path, recipe
         detail = runs.detail(told["id"], i)
         json.dumps([detail, runs.settings(told["id"])], allow_nan=False).encode()
         assert detail is None or detail["seen"] == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda below: st.lists(below, max_size=9) | st.dictionaries(st.text(max_size=4), below, max_size=3),
+    max_leaves=12,
+)
+NUMBERS = st.sampled_from([5e-324, 1.7e308, -1.7e308, 1e299, float("inf"), float("nan"), 10**400, -1, 0, 0.5])
+NAMES = ("loss", "images_per_second", "octiles", "best", "lower", "attempt", "peak_bytes")
+ROWS = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["train", "validation", "evaluation/x", "not_finite"]), "step": st.integers(0, 9)},
+    optional={**dict.fromkeys(NAMES, NUMBERS | st.lists(NUMBERS, min_size=8, max_size=8) | JSON), "\ud800": JSON},
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROWS, max_size=6))
+def test_metrics_of_any_kind_are_shown_as_json_that_browsers_read(tmp_path, rows):
+    if not (tmp_path / "run").exists():
+        make_run(tmp_path / "run")
+    folder = tmp_path / "run" / "00-train"
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps({**row, "images": 4 * row["step"]}) for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    runs = Runs(tmp_path)
+    summary = runs.summary()
+    detail = runs.detail(summary["runs"][0]["id"], 0)
+    assert detail and detail["unreadable"] == 0
+    json.dumps([summary, detail], allow_nan=False).encode()
 
 
 def test_a_report_of_growth_of_any_kind_is_counted_or_left_out(tmp_path):
