@@ -94,9 +94,9 @@ class Metrics:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """What a line holds, nothing if it is no object; NaN and infinity are no numbers."""
+    """What a line holds, nothing if it is no object."""
     try:
-        found = json.loads(line, parse_constant=lambda _: None) if len(line) <= MAX_LINE else None
+        found = json.loads(line) if len(line) <= MAX_LINE else None
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
