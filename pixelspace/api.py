@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pixelspace import store
+from pixelspace import hub, store
+from pixelspace.card import Origin
 from pixelspace.config import from_data, nearest
 from pixelspace.errors import CheckpointError, UserError
+from pixelspace.evaluation.report import read_report
 from pixelspace.interop import k_diffusion, maskdit, ml_mdm
 from pixelspace.model import KIND, Model, ModelConfig
 from pixelspace.recipes.values import VALUES
@@ -29,6 +31,15 @@ def _typed(data: Any, cls: type, path: Path) -> Any:
     return found
 
 
+def read_config(data: Any, path: Path | str = "a model") -> ModelConfig:
+    """The configuration that `data` describes, as model folders and exports have it.
+
+    Raises:
+        CheckpointError: it is not understood, naming `path`.
+    """
+    return _typed(data, ModelConfig, Path(path))
+
+
 def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device: str) -> Model:
     recipe: Recipe = _typed(contents.state["recipe"], Recipe, path)
     stage = next(stage for stage in recipe.stages if stage.name == contents.state["stage"])
@@ -45,7 +56,10 @@ def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device:
         precision=stage.precision,
     )
     part = {"ema": "ema", "raw": "model"}[weights]
-    return Model(config, contents.parts[part], device, contents.parts.get("nothing"))
+    state, folders = contents.state, path.resolve().parents[1:3]
+    reports = [read_report(at) for folder in folders for at in sorted(folder.glob("evaluations/*/report.json"))]
+    origin = Origin(recipe, stage.name, state["images"], state["samples"], weights, reports)
+    return Model(config, contents.parts[part], device, contents.parts.get("nothing"), origin)
 
 
 def _newest_stage(run: Path) -> Path:
@@ -57,13 +71,18 @@ def _newest_stage(run: Path) -> Path:
 
 
 def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema") -> Model:
-    """The model in `path`: a model folder, a run, one of its stages or one of their checkpoints.
+    """The model in `path`: a model folder, a run, one of its stages or one of their checkpoints; or `hf://user/name`
+    and `hf://user/name@revision`, one that was pushed to the Hugging Face Hub.
 
     Of a run the newest good checkpoint of the last trained stage is taken; `weights` chooses its averaged or raw ones.
 
     Raises:
         CheckpointError: nothing there, damaged, or something else.
+        ResourceError: of the hub: no connection, no right to it, or no package `huggingface_hub`.
     """
+    if hub.is_address(path):
+        with hub.fetched(path) as folder:
+            return load(folder, device=device)
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
@@ -79,9 +98,7 @@ def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw
             raise CheckpointError(f"{path}: a stage without a checkpoint yet")
         return _from_checkpoint(resumed.path, resumed.contents, weights, device)
     contents = store.read(path, kind=KIND)
-    return Model(
-        _typed(contents.state, ModelConfig, path), contents.parts["model"], device, contents.parts.get("nothing")
-    )
+    return Model(read_config(contents.state, path), contents.parts["model"], device, contents.parts.get("nothing"))
 
 
 Weights = Path | str | Mapping[str, Tensor]

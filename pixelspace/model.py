@@ -1,5 +1,7 @@
 """A model in hand: sample it, ask it, save it."""
 
+import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from pixelspace import store
+from pixelspace import hub, store
+from pixelspace.card import Facts, Origin, card, recipe_data
 from pixelspace.config import nearest, to_data, value
 from pixelspace.data.codec import Codec, Pixels
 from pixelspace.data.pictures import pictures
@@ -21,6 +24,7 @@ from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.nn.weights import digest, load_weights
 from pixelspace.noise.process import Process
 from pixelspace.noise.pyramid import Pyramid
+from pixelspace.places import without_places
 from pixelspace.sampling.generate import Sampling, generate
 from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
@@ -79,7 +83,7 @@ class Model:
     """A trained network with all that is needed to use it.
 
     `backbone(x, c_noise, cond)` is the raw network on scaled input; `config` the rest. `nothing` is what "" means to
-    the encoder of a model that reads text.
+    the encoder of a model that reads text; `origin` the run it was loaded from, where it was one.
     """
 
     def __init__(
@@ -88,13 +92,23 @@ class Model:
         weights: Mapping[str, Tensor],
         device: torch.device | str = "auto",
         nothing: Cond | None = None,
+        origin: Origin | None = None,
     ):
         self.config = config
         self.nothing = nothing or {}
+        self.origin = origin
         self._reader: Reader | None = None
         self.backbone = config.backbone.build().eval().requires_grad_(False)
         load_weights(self.backbone, weights)
         self.to(device)
+
+    @classmethod
+    def around(cls, config: ModelConfig, network: nn.Module, nothing: Cond | None = None) -> "Model":
+        """The model of a network that was built by `config`, with the weights it has and where it is."""
+        model = cls.__new__(cls)
+        model.config, model.nothing, model.origin, model._reader = config, nothing or {}, None, None
+        model.backbone = network.eval().requires_grad_(False)
+        return model
 
     def to(self, device: torch.device | str) -> "Model":
         """Moves the network to `device` (`auto` picks one)."""
@@ -403,3 +417,51 @@ class Model:
         """Writes safetensors and JSON into `folder` (new, empty, or an earlier model), all or nothing."""
         parts = {"model": self.backbone.state_dict(), **({"nothing": self.nothing} if self.nothing else {})}
         return store.publish(Path(folder), parts, to_data(self.config), kind=KIND, replace=True)
+
+    def card(self, name: str, licence: str, data: str = "") -> str:
+        """The card of this model as the repository `name`, in Markdown: what it is, how it is used, and as far as its
+        run says that, how it was made and what was measured of these very weights. `licence` is as the hub has it,
+        such as apache-2.0, or other; `data` names in words what it learnt from."""
+        config, backbone = self.config, self.config.backbone
+        plan = config.sampling
+        facts = Facts(
+            name=hub.check_name(name),
+            licence=hub.check_licence(licence),
+            parameters=sum(parameter.numel() for parameter in self.backbone.parameters()),
+            size=config.size,
+            network=type(backbone).__name__.removesuffix("Config"),
+            classes=config.classes,
+            num_classes=backbone.num_classes,
+            reads_text=type(config.text).__name__ if config.text else "",
+            latents=type(config.codec).__name__ if not isinstance(config.codec, Pixels) else "",
+            frames=backbone.tiles**2,
+            sampling={"solver": plan.solver, "steps": plan.steps, "guidance": plan.guidance},
+            data=data,
+        )
+        origin = self.origin
+        if origin is not None:
+            of_these = [one for one in origin.reports if one.data["images"].get("weights sha256") == self.sha256]
+            origin = replace(origin, reports=of_these)
+        return card(facts, origin)
+
+    def push_to_hub(
+        self, name: str, *, licence: str, data: str = "", private: bool = False, revision: str | None = None
+    ) -> str:
+        """Puts the model with its `card` and recipe into the repository `name` (user/name) on the Hugging Face Hub, as
+        one commit onto the branch `revision`, and returns the address that `load` takes. The login of `hf auth login`
+        or HF_TOKEN is used. No path of this machine is told; a VAE or text encoder of the user's stays here.
+
+        Raises:
+            UserError: no such name or licence can be.
+            ResourceError: no connection, no right to it, or no package `huggingface_hub`.
+        """
+        text = self.card(name, licence, data)
+        with tempfile.TemporaryDirectory(prefix="pixelspace-") as folder:
+            kept = Path(folder) / "model"
+            parts = {"model": self.backbone.state_dict(), **({"nothing": self.nothing} if self.nothing else {})}
+            store.publish(kept, parts, without_places(to_data(self.config)), kind=KIND)
+            (kept / "README.md").write_text(text, encoding="utf-8")
+            if self.origin is not None:
+                recipe = json.dumps(recipe_data(self.origin.recipe), indent=1) + "\n"
+                (kept / "recipe.json").write_text(recipe, encoding="utf-8")
+            return hub.upload(kept, name, private=private, revision=revision)
