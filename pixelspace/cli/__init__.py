@@ -22,6 +22,7 @@ from pixelspace.cli.models import demo, import_, recipes, show, train
 from pixelspace.cli.plan import plan
 from pixelspace.cli.sampling import sample
 from pixelspace.cli.serving import serve
+from pixelspace.cli.sharing import export, push
 from pixelspace.cli.watching import watch
 from pixelspace.errors import PixelspaceError, ResourceError, UserError
 
@@ -38,6 +39,8 @@ COMMANDS = {
     "show": show,
     "plan": plan,
     "import": import_,
+    "export": export,
+    "push": push,
     "prepare": prepare,
     "encode": encode,
     "embed": embed,
