@@ -56,4 +56,4 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for name, write in WRITTEN.items():
         mark = f"<!-- {name} -->"
         markdown = markdown.replace(mark, write()) if mark in markdown else markdown
-    return markdown.replace("](../benchmarks/", "](benchmarks/")
+    return re.sub(r"\]\(\.\./((?:\.\./)*benchmarks/)", r"](\1", markdown)
