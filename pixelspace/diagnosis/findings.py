@@ -76,8 +76,17 @@ def _of_grids(drawn: Looks, real: Looks | None) -> Iterator[Finding]:
 
 
 def _of_knowledge(d: Diagnosis) -> Iterator[Finding]:
-    for level, shares in enumerate(d.averaged):
+    for level, averaged in enumerate(d.averaged):
         where = f" at level {level}" if len(d.averaged) > 1 else ""
+        raw = d.raw[level] if d.raw else averaged
+        late = max(one / other if other else 1.0 for one, other in zip(averaged, raw, strict=True))
+        if late > YOUNG:
+            yield Finding(
+                "young average",
+                f"averaged weights err up to {late:.2f} times as much as those of the last step{where}",
+            )
+        # What only the average does not know yet, the line above has said.
+        shares = [min(both) for both in zip(averaged, raw, strict=True)]
         worst = max(range(len(shares)), key=shares.__getitem__)
         if shares[worst] > WORSE:
             yield Finding(
@@ -91,14 +100,6 @@ def _of_knowledge(d: Diagnosis) -> Iterator[Finding]:
         elif shares[0] > UNLEARNT:
             yield Finding(
                 "noisy", f"at sigma {d.sigmas[0]:.3g}{where} it takes away no noise: the last steps leave grain"
-            )
-    for level, (averaged, raw) in enumerate(zip(d.averaged, d.raw, strict=False)):  # raw: of a run alone
-        worse = max(one / other for one, other in zip(averaged, raw, strict=True))
-        if worse > YOUNG:
-            where = f" at level {level}" if len(d.averaged) > 1 else ""
-            yield Finding(
-                "young average",
-                f"averaged weights err up to {worse:.2f} times as much as those of the last step{where}",
             )
 
 

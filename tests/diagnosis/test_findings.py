@@ -68,9 +68,10 @@ def test_a_checkerboard_is_found():
 
 
 def test_what_a_network_does_not_know_is_told():
-    assert signs(replace(SOUND, averaged=((0.6, 0.1, 1.5),))) == {"noise level", "young average"}
+    assert signs(replace(SOUND, averaged=((0.6, 0.1, 1.5),), raw=())) == {"noise level"}
     assert signs(replace(SOUND, averaged=((1.0, 0.98, 1.0),), raw=())) == {"untrained"}
-    assert signs(replace(SOUND, averaged=((0.6, 0.3, 0.9),))) == {"young average"}
+    assert signs(replace(SOUND, averaged=((0.97, 0.3, 0.9),), raw=())) == {"noisy"}
+    assert signs(replace(SOUND, averaged=((1.0, 1.1, 2.0),))) == {"young average"}
     assert signs(replace(SOUND, layers=(Layer("first", 64, 3, True),))) == {"dead channels", "silent layers"}
     assert signs(replace(SOUND, trend=(1.0, 0.9, *(None,) * 6))) == {"still learning"}
 
