@@ -1,9 +1,10 @@
 # make demo: train the demo on this machine and look at it.   make test: the tests.   make lint: style and types.
+# make site: the documentation as a site, in build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint site clean
 
 demo: .venv/.installed
 	$(BIN)/pixelspace demo
@@ -15,6 +16,9 @@ lint: .venv/.linted
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+site: .venv/.documented
+	$(BIN)/mkdocs build -q
 
 # Exact versions by constraints.txt; a torch that is already in the environment's reach as a CPU build is taken as it is.
 .venv/.installed: pyproject.toml constraints.txt
@@ -29,6 +33,10 @@ lint: .venv/.linted
 
 .venv/.linted: .venv/.tested
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/.documented: .venv/.installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:

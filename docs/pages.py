@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills `<!-- commands -->` and `<!-- recipes -->` in, and leads links to benchmarks to where they lie in the site."""
+    """Fills `<!-- commands -->` and `<!-- recipes -->` in; links to benchmarks lead to where they lie in the site."""
     for name, write in WRITTEN.items():
         mark = f"<!-- {name} -->"
         markdown = markdown.replace(mark, write()) if mark in markdown else markdown

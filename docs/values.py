@@ -1,4 +1,4 @@
-"""Shows the fields of values: to griffe, which reads the code without running it, `@value` is a dataclass from here on."""
+"""Shows the fields of values: to griffe, which reads code without running it, `@value` is a dataclass from here on."""
 
 from typing import Any
 
