@@ -1,6 +1,8 @@
 """What numbers are made into words, and which are not."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,14 @@ def test_what_a_network_does_not_know_is_told():
     assert signs(replace(SOUND, averaged=((1.0, 1.1, 2.0),))) == {"young average"}
     assert signs(replace(SOUND, layers=(Layer("first", 64, 3, True),))) == {"dead channels", "silent layers"}
     assert signs(replace(SOUND, trend=(1.0, 0.9, *(None,) * 6))) == {"still learning"}
+
+
+def test_every_sign_is_explained_on_the_page_and_no_other():
+    root = Path(__file__).parents[2]
+    source = (root / "pixelspace/diagnosis/findings.py").read_text(encoding="utf-8")
+    page = (root / "docs/diagnosis.md").read_text(encoding="utf-8")
+    made = set(re.findall(r'Finding\(\s*"([^"]+)"', source))
+    assert made == set(re.findall(r"^## (.+)$", page, re.MULTILINE)) and "gridded" in made
 
 
 def test_a_trend_is_the_last_fifth_over_the_one_before():
