@@ -97,7 +97,9 @@ function duration(seconds) {
   return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
 }
 
-function tell(text) {
+// Screen readers are told how it ended, not every step.
+function tell(text, loud = true) {
+  byId("status").setAttribute("aria-live", loud ? "polite" : "off");
   if (byId("status").textContent !== text) byId("status").textContent = text;
 }
 
@@ -113,14 +115,14 @@ function shownWidth(width) {
 
 function place(figure, level, url, width) {
   const levels = figure.querySelector(".levels");
-  let image = levels.querySelectorAll("img")[level];
-  if (image === undefined) {
-    image = made("img", { alt: figure.dataset.what + (level ? `, level ${level + 1}` : "") });
-    const button = made("button", { type: "button" }, image);
-    button.setAttribute("aria-label", `Enlarge ${image.alt}`);
-    button.addEventListener("click", () => enlarge(image));
+  for (let count = levels.childElementCount; count <= level; count += 1) {  // whichever of them is there first
+    const one = made("img", { alt: figure.dataset.what + (count ? `, level ${count + 1}` : "") });
+    const button = made("button", { type: "button" }, one);
+    button.setAttribute("aria-label", `Enlarge ${one.alt}`);
+    button.addEventListener("click", () => enlarge(one));
     levels.append(button);
   }
+  const image = levels.querySelectorAll("img")[level];
   if (image.src.startsWith("blob:")) return;
   image.src = url;
   image.width = shownWidth(width);
@@ -217,7 +219,7 @@ function heard(said, run, which) {
     tell(`${which}waiting: ${said.ahead} ${said.ahead === 1 ? "drawing is" : "drawings are"} before this one`);
   } else if (said.kind === "step") {
     bar.value = said.part;
-    tell(`${which}step ${said.done} of ${said.steps}, ${said.left < 1 ? "about a second" : duration(said.left)} left`);
+    tell(`${which}step ${said.done} of ${said.steps}, ${said.left < 1 ? "about a second" : duration(said.left)} left`, false);
     (said.previews ?? []).forEach((levels, row) => levels.forEach((data, level) => {
       const figure = figureOf(run, said.images[row]);
       place(figure, level, `data:image/jpeg;base64,${data}`, JSON.parse(run.dataset.widths)[level]);

@@ -75,10 +75,12 @@ def test_the_image_appears_as_it_forms_and_cancel_stops_it(page, drawer_port):
     page.locator("#draw").click()
     expect(page.locator("figure.forming img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
     expect(page.locator("#status")).to_have_text(re.compile(r"^step \d+ of 1000, .* left$"))
+    expect(page.locator("#status")).to_have_attribute("aria-live", "off")
     expect(page.locator("#draw")).to_be_disabled()
     page.locator("#cancel").click()
     assert idle(drawer_port) < 1
     expect(page.locator("#status")).to_have_text("cancelled")
+    expect(page.locator("#status")).to_have_attribute("aria-live", "polite")
     expect(page.locator("figcaption")).to_have_text("not finished")
     page.locator("#steps").fill("2")
     page.locator("#draw").click()
@@ -196,6 +198,15 @@ def test_of_a_pyramid_every_level_is_shown_and_settings_are_used_again(page):
     page.get_by_role("button", name="Use these settings").click()
     expect(page.locator("#model")).to_have_value("pyramid")
     expect(page.locator("#steps")).to_have_value("3")
+
+
+def test_levels_stand_in_their_order_whichever_comes_first(page):
+    found = page.evaluate("""() => {
+        const figure = figureOf(made("div", {}, made("div", { className: "images" })), 3);
+        place(figure, 1, "blob:b", 8), place(figure, 0, "blob:a", 16);
+        return [...figure.querySelectorAll("img")].map((one) => [one.alt, one.getAttribute("src"), one.width]);
+    }""")
+    assert found == [["image 3", "blob:a", 192], ["image 3, level 2", "blob:b", 192]]
 
 
 def test_two_users_at_once_both_get_their_images(browser, drawer_port):
