@@ -78,7 +78,8 @@ def _no_text(widths: tuple[int, int] | None) -> Cond:
 
 def _drawn(rows: Tensor, batch: int, tokens: int, rng: torch.Generator) -> Tensor:
     """Of one condition: random numbers, the first class and none in turn, the last image of one token alone."""
-    shape = (batch, *(tokens if side == 1 and rows.ndim > 1 else side for side in rows.shape[1:]))
+    of_tokens = rows.ndim == 3 or rows.dtype == torch.bool
+    shape = (batch, tokens, *rows.shape[2:]) if of_tokens else (batch, *rows.shape[1:])
     if rows.is_floating_point():
         return torch.randn(shape, generator=rng)
     many = rows.expand(shape).clone()
