@@ -24,7 +24,9 @@ FAMILIES = {  # the first whose start fits, where a recipe has no debug sibling 
 
 
 def _two_steps(stage: Stage) -> Stage:
-    batch = min(stage.batch, 4)
+    batch, data = min(stage.batch, 4), replace(stage.data, workers=0)
+    if isinstance(data.source, Emoji) and not stage.backbone.num_classes:  # fewer, where their groups are not learnt
+        data = replace(data, source=Emoji(groups=("activities",)))
     return replace(
         stage,
         batch=batch,
@@ -34,7 +36,7 @@ def _two_steps(stage: Stage) -> Stage:
         sample_count=1,
         validate_images=2 * batch,
         validate_count=2,
-        data=replace(stage.data, workers=0),
+        data=data,
         sampling=replace(stage.sampling, steps=2),
     )
 
@@ -49,10 +51,9 @@ def _without_classes(stage: Stage) -> Stage:
 
 
 def _of_words(stage: Stage) -> Stage:
-    """With the encoder that the recipes of its kind have, on few emoji, whose captions it reads in no time."""
+    """With the encoder that the recipes of its kind have."""
     backbone = replace(stage.backbone, text=Text(384, 384, inner=32, head_dim=16))
-    data = replace(stage.data, source=Emoji(groups=("food",)))
-    return replace(stage, backbone=backbone, text=MiniLM(length=32), data=data)
+    return replace(stage, backbone=backbone, text=MiniLM(length=32))
 
 
 def _on_latents(stage: Stage) -> Stage:
@@ -69,9 +70,10 @@ def small(name: str) -> Recipe:
         return Recipe(name, small("hdit-pyramid-256").stages[:1])
     family = next((family for start, family in FAMILIES.items() if name.startswith(start)), "")
     sibling = f"{name}-debug" if f"{name}-debug" in RECIPES else family
-    stages = map(_two_steps, recipe_of(sibling).stages)
+    stages = recipe_of(sibling).stages
     if not name.startswith(OF_CLASSES):
         stages = map(_without_classes, stages)
+    stages = map(_two_steps, stages)
     if name.startswith("hdit-text"):
         stages = map(_of_words, stages)
     if name == "hdit-demo":  # its page compares with images of its size
