@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,13 +91,10 @@ def _real(target: Path, data: Path | None, model: Model, cache: Path | None) -> 
     return training_images(target, cache) if (target / "recipe.json").is_file() else None
 
 
-def _draw(
-    model: Model, target: Path, n: int, prompts: Sequence[str] | None, seed: int, cache: Path | None, **how: Any
-) -> Tensor:
+def _draw(model: Model, n: int, prompts: Sequence[str], seed: int, steps: int | None, batch: int) -> Tensor:
     classes = model.config.backbone.num_classes
     label = torch.arange(n) % classes if classes else None
-    given = () if model.config.text is None else prompts_of(model, quick(), target, prompts, n, cache)
-    images = model.sample(n, label=label, text=given or None, seed=seed, progress=False, **how)
+    images = model.sample(n, label=label, text=prompts or None, seed=seed, steps=steps, batch=batch, progress=False)
     return images.permute(0, 3, 1, 2)
 
 
@@ -128,7 +124,8 @@ def diagnose(
     if model.config.backbone.tiles > 1:
         raise UserError(f"{target}: is a model of clips, and these instruments are for images")
     images = _real(target, data, model, cache)
-    shown = looks(_draw(model, target, n, prompts, seed, cache, steps=steps, batch=batch))
+    given = () if model.config.text is None else prompts_of(model, quick(), target, prompts, n, cache)
+    shown = looks(_draw(model, n, given, seed, steps, batch))
     run = (target / "recipe.json").is_file()
     trend = _trend(target) if run else ()
     if images is None:
@@ -142,6 +139,10 @@ def diagnose(
 
     with listening(model.backbone) as heard:
         averaged = known(model)
+        if given:  # of no text some networks see a single token, by which what attends to text never changes
+            words = model.reader(list(given[: len(real)])).cond()
+            heard.leave_out(words)
+            errors(model, real, sigmas[len(sigmas) // 2], cond=words, seed=seed, batch=batch)
     codec = model.config.codec
     x0 = codec.encode(codec.store(real.to(model.device)), Rng(seed), torch.arange(len(real), device=model.device))
     return Diagnosis(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pixelspace.model import Model
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.random import Rng
+from pixelspace.types import Cond
 
 LEVELS = 8
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
@@ -54,16 +55,24 @@ class Listening:
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._given: set[int] = set()
+        self._readers: set[str] = set()
+
+    def leave_out(self, given: Cond) -> None:
+        """Maps that read `given` itself are not the network's to answer for, but the text encoder's."""
+        self._given |= {rows.untyped_storage().data_ptr() for rows in given.values()}
 
     def hear(self, name: str, module: nn.Module, x: Tensor, out: Tensor) -> None:
         """Takes note of one call."""
         if x.ndim < 3:  # of the condition, which is one vector an image, and may well be the same for all
             return
+        if x.untyped_storage().data_ptr() in self._given:
+            self._readers.add(name)
         self._seen.setdefault(name, _Seen(-1 if isinstance(module, nn.Linear) else 1)).add(x, out)
 
     def layers(self) -> list[Layer]:
         """Every map that was used, in order."""
-        return [seen.layer(name) for name, seen in self._seen.items()]
+        return [seen.layer(name) for name, seen in self._seen.items() if name not in self._readers]
 
 
 @contextmanager
@@ -90,9 +99,12 @@ def sigmas_of(model: Model) -> list[float]:
 
 
 @torch.no_grad()
-def errors(model: Model, images: Tensor, sigma: float, *, seed: int = 0, batch: int = 16) -> list[float]:
-    """The error of the denoised estimate at `sigma` for real images uint8 (n, 3, H, W), without class or prompt, as a
-    share of the guess's by mean and variance; one number for each level of a pyramid, the finest first."""
+def errors(
+    model: Model, images: Tensor, sigma: float, *, cond: Cond | None = None, seed: int = 0, batch: int = 16
+) -> list[float]:
+    """The error of the denoised estimate at `sigma` for real images uint8 (n, 3, H, W), by `cond` with a row for each
+    (None: without class or prompt), as a share of the guess's by mean and variance; one number for each level of a
+    pyramid, the finest first."""
     config, rng = model.config, Rng(seed)
     pyramid = config.pyramid or Pyramid((1,))
     wrong, squares, sums, numbers = ([0.0] * len(pyramid.factors) for _ in range(4))
@@ -104,7 +116,8 @@ def errors(model: Model, images: Tensor, sigma: float, *, seed: int = 0, batch: 
         row = pyramid.spread(rng.noise("diagnosis", at, pyramid.drawn(tuple(x0.shape[1:])), model.device))
         noise = pyramid.split(row.flatten(1), tuple(x0.shape[1:]))
         each = zip(levels, noise, pyramid.k, strict=True)
-        found = model.denoised([level + k * sigma * one for level, one, k in each], sigma)
+        asked = {name: rows[start : start + len(some)] for name, rows in (cond or {}).items()}
+        found = model.denoised([level + k * sigma * one for level, one, k in each], sigma, asked)
         for i, (level, estimate) in enumerate(zip(levels, found, strict=True)):
             clean = level.double()
             wrong[i] += float((estimate.double() - clean).square().sum())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pixelspace.cli import main
 from pixelspace.diagnosis.diagnose import Diagnosis, diagnose, looks, trend_of
 from pixelspace.diagnosis.findings import findings
 from pixelspace.diagnosis.knowledge import Layer
@@ -101,6 +102,12 @@ def test_a_run_is_diagnosed_by_its_own_images_and_a_folder_by_those_that_are_giv
     alone = diagnose(run_folder / "00-train", n=8, steps=1)
     assert alone.real is None and alone.averaged == () and alone.drawn == given.drawn == found.drawn
     assert "give them by --data" in told(alone)
+
+
+def test_what_attends_to_text_is_listened_to_while_it_reads_some(tmp_path):
+    assert main(["train", "greedy-cc12m-512-scratch-debug", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    found = diagnose(tmp_path / "run", n=8, steps=1)
+    assert any("text" in one.name for one in found.layers) and not any(one.dead for one in found.layers)
 
 
 def test_too_few_images_to_say_anything_of_are_refused(run_folder):
