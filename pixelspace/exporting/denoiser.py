@@ -59,10 +59,12 @@ class Denoiser(nn.Module):
 def _conditions(model: Model) -> dict[str, Tensor]:
     """By name what the network is conditioned on, (1, ...), nothing of it given."""
     config, network = model.config, model.backbone
+    takes: frozenset[str] = network.takes  # type: ignore[assignment]  # every backbone has it
+    needs: frozenset[str] = getattr(network, "needs", takes)
     given = asked(torch.tensor([-1]), config.size, {}, _no_text(config.backbone.text_widths))[1]
-    for name in sorted(getattr(network, "needs", network.takes) - given.keys()):
+    for name in sorted(needs - given.keys()):
         raise UserError(f"this network needs the condition {name!r}, and a model draws by {', '.join(given)} alone")
-    return {name: rows for name, rows in given.items() if name in network.takes}
+    return {name: rows for name, rows in given.items() if name in takes}
 
 
 def _no_text(widths: tuple[int, int] | None) -> Cond:

@@ -68,7 +68,7 @@ class PixelspacePipeline(DiffusionPipeline):
         size = model.config.size
         seed = generator.initial_seed() if generator is not None else int(torch.randint(2**31, ()))
         plan = model.plan(num_inference_steps, sampler, guidance_scale)
-        with self.progress_bar(total=plan.steps) as bar:
+        with self.progress_bar(total=plan.steps) as bar:  # pyright: ignore
 
             def watch(forming: Forming) -> None:
                 bar.n = forming.done
