@@ -18,7 +18,7 @@ lint: .venv/.linted
 	$(BIN)/pyright
 
 site: .venv/.documented
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Exact versions by constraints.txt; a torch that is already in the environment's reach as a CPU build is taken as it is.
 .venv/.installed: pyproject.toml constraints.txt
