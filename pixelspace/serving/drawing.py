@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import pixelspace
@@ -16,6 +15,7 @@ from pixelspace.errors import NumericalError, PixelspaceError, UserError
 from pixelspace.model import Forming
 from pixelspace.serving.offer import Offered, Wanted
 from pixelspace.serving.sending import PREVIEW, file_of, preview
+from pixelspace.training.room import is_out_of_memory
 
 PREVIEW_SECONDS = 0.2
 PREVIEW_SHARE = 9  # a preview follows the last after nine times as long as that took: a tenth of the time at most
@@ -126,7 +126,7 @@ class Drawing:
         except PixelspaceError as error:
             self.say({"kind": "error", "error": unsaid(error)})
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self.say({"kind": "error", "error": "there is not enough memory; take fewer images or a smaller size"})
 
@@ -135,12 +135,6 @@ def unsaid(error: PixelspaceError) -> str:
     """What users are told of a fault that may name files of this machine, which only the terminal is told."""
     print(f"error: {error}", file=sys.stderr, flush=True)
     return "the server cannot draw this now; its terminal says why"
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
 
 
 def _base64(data: bytes) -> str:
