@@ -62,6 +62,7 @@ def test_the_recipe_is_one_that_the_command_line_takes_and_trains(tmp_path, caps
 
 
 @pytest.mark.filterwarnings("ignore")  # of jupyter's own packages
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
     notebook = nbformat.read(EXAMPLES / "first_model.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are made, not kept"

@@ -1,8 +1,11 @@
 """The lines by which other libraries' data comes over."""
 
+import pytest
+
 from tests.docs.documented import ROOT, blocks, run_block
 
 
+@pytest.mark.slow
 def test_what_a_script_has_in_datasets_or_webdataset_is_trained_on(home):
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     begun = page[: page.index("**What a script of yours has**")].count("\n")

@@ -36,6 +36,7 @@ def others(home, golden, golden_json, monkeypatch) -> None:
     monkeypatch.setattr("pixelspace.import_checkpoint", configured, raising=False)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_readme_runs(home, others):
     (home / "landscapes").rename(home / "pictures")
     x, sigma, label = torch.randn(2, 3, 32, 32), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])

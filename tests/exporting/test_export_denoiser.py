@@ -23,6 +23,7 @@ def test_the_denoiser_of_tensors_is_the_model_s(config):
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_gives_the_model_s_estimates_for_other_numbers_of_images(tmp_path):
     model = made(PLAIN)
     assert to_onnx(model, tmp_path / "out") < 1e-5
@@ -36,6 +37,7 @@ def test_an_onnx_file_gives_the_model_s_estimates_for_other_numbers_of_images(tm
     )
 
 
+@pytest.mark.slow
 def test_a_program_gives_the_model_s_estimates_for_other_numbers_of_images(tmp_path):
     model = made(PLAIN)
     assert to_program(model, tmp_path / "out") < 1e-5
