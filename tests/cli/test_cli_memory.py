@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 GIB = 1 << 20  # of KiB, which `ulimit` counts in
 
 
@@ -15,6 +17,7 @@ def train(out, *settings):
     return subprocess.run(limited, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_memory_that_ends_is_told_in_a_line_with_ways_out(tmp_path):
     ran = train(tmp_path / "run")
     assert ran.returncode == 6

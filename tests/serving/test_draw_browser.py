@@ -14,7 +14,10 @@ from tests.serving.served import serving
 from tests.serving.test_drawer import files, idle, lines, pixels
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show a page with: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show a page with: apt-get install chromium"),
+]
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update"
 DONE = re.compile("^done in")
 expect.set_options(timeout=30_000)

@@ -15,7 +15,10 @@ from pixelspace.training.log import Metrics
 from tests.serving.watched import COLOURS, draw_samples, make_run, stage_of, train_rows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show a page with: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show a page with: apt-get install chromium"),
+]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-background-networking "
     "--disable-component-update --disable-sync"
