@@ -97,7 +97,7 @@ def exported(denoiser: Denoiser) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens")
     free = tuple({0: batch, 1: tokens} if name.startswith("text") else {0: batch} for name in denoiser.names)
-    return torch.export.export(denoiser, denoiser.example(3), dynamic_shapes=(free,), strict=False)
+    return torch.export.export(denoiser, denoiser.example(3), dynamic_shapes=(free,))
 
 
 def check_alike(made: Callable[[tuple[Tensor, ...]], Sequence[Tensor]], denoiser: Denoiser, what: Path) -> float:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 
 from pixelspace.nn.group_norm import GroupNorm
 from pixelspace.nn.layout import channels_last
@@ -41,7 +41,7 @@ def test_a_compiled_network_has_the_norm_and_its_gradients_in_the_layout_given(l
 def test_the_operator_tells_the_compiler_the_truth():
     ours, _ = pair()
     x = torch.randn(2, 8, 3, 4, requires_grad=True)
-    torch.library.opcheck(torch.ops.pixelspace.group_norm.default, (x, ours.weight, ours.bias, 4, 1e-5))
+    library.opcheck(torch.ops.pixelspace.group_norm.default, (x, ours.weight, ours.bias, 4, 1e-5))
 
 
 def test_float64_is_compiled_to_the_same_and_its_gradients_are_right():
