@@ -51,8 +51,7 @@ def by_sampler(given: argparse.Namespace) -> None:
     from pixelspace.sampling.solvers import SOLVERS
 
     (stage,) = demo().stages
-    config = ModelConfig(stage.backbone, stage.objective.process, stage.sampling, stage.size, precision=stage.precision)
-    model = Model(config, stage.backbone.build().state_dict(), given.device)
+    model = Model(ModelConfig.of(stage), stage.backbone.build().state_dict(), given.device)
     calls = []
     model.backbone.register_forward_hook(lambda *ran: calls.append(1))
 

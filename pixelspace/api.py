@@ -43,18 +43,7 @@ def read_config(data: Any, path: Path | str = "a model") -> ModelConfig:
 def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device: str) -> Model:
     recipe: Recipe = _typed(contents.state["recipe"], Recipe, path)
     stage = next(stage for stage in recipe.stages if stage.name == contents.state["stage"])
-    config = ModelConfig(
-        backbone=stage.backbone,
-        process=stage.objective.process,
-        sampling=stage.sampling,
-        size=stage.size,
-        codec=stage.codec,
-        pyramid=stage.objective.layout,
-        text=stage.text.direct if stage.text else None,
-        text_identity=contents.state.get("text", ""),
-        classes=tuple(contents.state["classes"]) if stage.backbone.num_classes else (),
-        precision=stage.precision,
-    )
+    config = ModelConfig.of(stage, tuple(contents.state["classes"]), contents.state.get("text", ""))
     part = {"ema": "ema", "raw": "model"}[weights]
     state, folders = contents.state, path.resolve().parents[1:3]
     reports = [read_report(at) for folder in folders for at in sorted(folder.glob("evaluations/*/report.json"))]

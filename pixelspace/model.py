@@ -30,7 +30,7 @@ from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.sampling.step import Step
 from pixelspace.text.encoder import Reader, TextEncoder
-from pixelspace.training.stage import check_threshold
+from pixelspace.training.stage import Stage, check_threshold
 from pixelspace.training.words import asked, check_widths
 from pixelspace.types import BackboneConfig, Cond
 
@@ -77,6 +77,22 @@ class ModelConfig:
                 f"{self.backbone.tiles} frames; found {self.pyramid}"
             )
         check_threshold(self.sampling, self.codec)
+
+    @classmethod
+    def of(cls, stage: Stage, classes: tuple[str, ...] = (), text_identity: str = "") -> "ModelConfig":
+        """What a stage trains."""
+        return cls(
+            backbone=stage.backbone,
+            process=stage.objective.process,
+            sampling=stage.sampling,
+            size=stage.size,
+            codec=stage.codec,
+            pyramid=stage.objective.layout,
+            text=stage.text.direct if stage.text else None,
+            text_identity=text_identity,
+            classes=classes if stage.backbone.num_classes else (),
+            precision=stage.precision,
+        )
 
 
 class Model:

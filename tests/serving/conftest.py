@@ -19,16 +19,7 @@ WEIGHTS = GOLDENS / "hdit/nbhd_class_2lvl.weights.safetensors"
 def untrained(recipe: str) -> Model:
     """The model of a recipe's last stage before any training."""
     stage = recipe_of(recipe).stages[-1]
-    config = ModelConfig(
-        backbone=stage.backbone,
-        process=stage.objective.process,
-        sampling=stage.sampling,
-        size=stage.size,
-        codec=stage.codec,
-        pyramid=stage.objective.layout,
-        text=stage.text.direct if stage.text else None,
-    )
-    return Model(config, stage.backbone.build().state_dict(), "cpu")
+    return Model(ModelConfig.of(stage), stage.backbone.build().state_dict(), "cpu")
 
 
 @pytest.fixture(scope="session")
