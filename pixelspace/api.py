@@ -11,7 +11,6 @@ from pixelspace import hub, store
 from pixelspace.card import Origin
 from pixelspace.config import from_data, nearest
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.evaluation.report import read_report
 from pixelspace.interop import k_diffusion, maskdit, ml_mdm
 from pixelspace.model import KIND, Model, ModelConfig
 from pixelspace.recipes.values import VALUES
@@ -45,9 +44,8 @@ def _from_checkpoint(path: Path, contents: store.Contents, weights: str, device:
     stage = next(stage for stage in recipe.stages if stage.name == contents.state["stage"])
     config = ModelConfig.of(stage, tuple(contents.state["classes"]), contents.state.get("text", ""))
     part = {"ema": "ema", "raw": "model"}[weights]
-    state, folders = contents.state, path.resolve().parents[1:3]
-    reports = [read_report(at) for folder in folders for at in sorted(folder.glob("evaluations/*/report.json"))]
-    origin = Origin(recipe, stage.name, state["images"], state["samples"], weights, reports)
+    folder, images, samples = path.resolve().parents[1], contents.state["images"], contents.state["samples"]
+    origin = Origin(recipe, stage, folder, images, samples, weights)
     return Model(config, contents.parts[part], device, contents.parts.get("nothing"), origin)
 
 

@@ -3,34 +3,55 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pixelspace.config import to_data
-from pixelspace.evaluation.report import Report, table_row
+from pixelspace.evaluation.report import Report, read_report, table_row
 from pixelspace.places import without_places
-from pixelspace.training.stage import Recipe
+from pixelspace.training.log import read_metrics
+from pixelspace.training.stage import Recipe, Stage
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run's weights come from: its recipe, the stage, after how many images, of how many samples in the data
-    set, averaged (`ema`) or not (`raw`), and what was measured of it since."""
+    """Where a run's weights come from: its recipe, the stage and its folder, after how many images, of how many samples
+    in the data set, averaged (`ema`) or not (`raw`)."""
 
     recipe: Recipe
-    stage: str
+    stage: Stage
+    folder: Path
     images: int
     samples: int
     weights: str
-    reports: Sequence[Report] = ()
+
+    def reports(self, sha256: str) -> list[Report]:
+        """What was measured of these weights, whose digest is `sha256`: by the stage's own evaluators, and since.
+
+        Raises:
+            DataError: a report is damaged.
+        """
+        at = f"evaluation/*/{self.images:010d}"
+        judged = [read_report(path) for path in sorted(self.folder.glob(f"{at}/report.json"))]
+        places = (folder / "evaluations" for folder in (self.folder.parent, self.folder))
+        since = [read_report(path) for place in places for path in sorted(place.glob("*/report.json"))]
+        since = [one for one in since if one.data["images"].get("weights sha256") == sha256]
+        return since + judged if self.weights == "ema" else since
+
+    def held_out(self) -> list[float]:
+        """The averaged weights' loss of held-out images, if it was measured after the last of these images."""
+        rows = read_metrics(self.folder, "validation") if self.weights == "ema" else []
+        return [row["loss"] for row in rows if row["images"] == self.images]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says of a model beside its origin. `licence` is an SPDX name such as apache-2.0, or other; `data`
-    names what it learnt from in words, and may be empty."""
+    """What a card says of a model beside its origin. `licence` is an SPDX name such as apache-2.0, or other; `sha256`
+    is of the weights; `data` names what it learnt from in words, and may be empty."""
 
     name: str
     licence: str
+    sha256: str
     parameters: int
     size: tuple[int, int]
     network: str
@@ -86,7 +107,7 @@ def _model(facts: Facts) -> list[str]:
 
 
 def _training(facts: Facts, origin: Origin) -> list[str]:
-    recipe, (stage,) = origin.recipe, [one for one in origin.recipe.stages if one.name == origin.stage]
+    recipe, stage = origin.recipe, origin.stage
     names = [one.name for one in recipe.stages]
     what = "averaged" if origin.weights == "ema" else "raw"
     rows = [
@@ -100,16 +121,17 @@ def _training(facts: Facts, origin: Origin) -> list[str]:
     return ["## Training", "", "| | |", "|---|---|", *(table_row(*row) for row in rows)]
 
 
-def _measured(reports: Sequence[Report]) -> list[str]:
-    lines = ["## Measured", ""]
-    if not reports:
-        return [*lines, "Nothing yet."]
-    lines += ["| protocol | images | metric | value | better |", "|---|---|---|---|---|"]
-    for report in reports:
+def _measured(facts: Facts, origin: Origin) -> list[str]:
+    rows = []
+    for report in origin.reports(facts.sha256):
         protocol = f"{report.data['protocol']['name']} [{report.data['fingerprint']}]"
         for row in report.data["numbers"]:
-            lines.append(table_row(protocol, report.data["images"]["count"], row["name"], row["value"], row["better"]))
-    return lines
+            rows.append((protocol, report.data["images"]["count"], row["name"], row["value"], row["better"]))
+    rows += [("objective of the training", "held out", "loss", loss, "lower") for loss in origin.held_out()]
+    if not rows:
+        return ["## Measured", "", "Nothing yet."]
+    heads = ["| protocol | images | metric | value | better |", "|---|---|---|---|---|"]
+    return ["## Measured", "", *heads, *(table_row(*row) for row in rows)]
 
 
 def recipe_data(recipe: Recipe) -> dict[str, Any]:
@@ -122,7 +144,7 @@ def card(facts: Facts, origin: Origin | None) -> str:
     lines = [*_front(facts), "", f"# {facts.name.rpartition('/')[2]}", ""]
     lines += [*_use(facts), "", *_model(facts), ""]
     if origin is not None:
-        lines += [*_training(facts, origin), "", *_measured(origin.reports), "", "## Recipe", ""]
+        lines += [*_training(facts, origin), "", *_measured(facts, origin), "", "## Recipe", ""]
         lines += ["<details><summary>All settings, as JSON (<code>recipe.json</code>)</summary>", "", "```json"]
         lines += [json.dumps(recipe_data(origin.recipe), indent=1), "```", "", "</details>", ""]
     return "\n".join(lines)

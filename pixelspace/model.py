@@ -443,6 +443,7 @@ class Model:
         facts = Facts(
             name=hub.check_name(name),
             licence=hub.check_licence(licence),
+            sha256=self.sha256,
             parameters=sum(parameter.numel() for parameter in self.backbone.parameters()),
             size=config.size,
             network=type(backbone).__name__.removesuffix("Config"),
@@ -454,11 +455,7 @@ class Model:
             sampling={"solver": plan.solver, "steps": plan.steps, "guidance": plan.guidance},
             data=data,
         )
-        origin = self.origin
-        if origin is not None:
-            of_these = [one for one in origin.reports if one.data["images"].get("weights sha256") == self.sha256]
-            origin = replace(origin, reports=of_these)
-        return card(facts, origin)
+        return card(facts, self.origin)
 
     def push_to_hub(
         self, name: str, *, licence: str, data: str = "", private: bool = False, revision: str | None = None

@@ -8,6 +8,7 @@ from pixelspace.config import parse_json
 from pixelspace.errors import UserError
 from pixelspace.hub import check_name, fetched
 from pixelspace.places import without_places
+from pixelspace.training.log import read_metrics
 from tests.local_hub import TOKEN, local_hub
 
 DEBUG = "hdit-imagenet128-debug"
@@ -115,19 +116,28 @@ def test_a_damaged_file_of_the_hub_is_named(pushed, hub, pixelspace, tmp_path):
     assert code == 4 and "holds no MANIFEST.json, so it is no model that pixelspace pushed there" in err
 
 
+def _report(folder, value, **images):
+    data = {name: None for name in ("reference", "networks", "notes", "software")}
+    data |= {"protocol": {"name": "quick"}, "fingerprint": "6a50fbcb2921", "images": {"count": 1000, **images}}
+    numbers = [{"name": "FD-Lite0", "value": value, "better": "lower", "details": {}}]
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({**data, "numbers": numbers}))
+
+
 def test_only_numbers_of_these_very_weights_stand_on_the_card(run):
-    model = ps.load(run, device="cpu")
-    report = {name: None for name in ("reference", "networks", "notes", "software")}
-    report |= {"protocol": {"name": "quick"}, "fingerprint": "6a50fbcb2921"}
-    for name, sha256, value in (("now", model.sha256, 12.5), ("before", "0" * 64, 77.25)):
-        folder = run / "evaluations" / name
-        folder.mkdir(parents=True)
-        images = {"source": str(run), "count": 1000, "weights sha256": sha256}
-        numbers = [{"name": "FD-Lite0", "value": value, "better": "lower", "details": {}}]
-        (folder / "report.json").write_text(json.dumps({**report, "images": images, "numbers": numbers}))
+    (stage,) = (path.parent for path in run.glob("*/metrics.jsonl"))
+    _report(run / "evaluations/now", 12.5, **{"weights sha256": ps.load(run, device="cpu").sha256, "source": str(run)})
+    _report(run / "evaluations/before", 77.25, **{"weights sha256": "0" * 64})
+    _report(stage / "evaluation/quick/0000000032", 33.125)  # by an evaluator of the stage, at the last image
+    _report(stage / "evaluation/quick/0000000016", 44.75)
+    (loss,) = (row["loss"] for row in read_metrics(stage, "validation") if row["images"] == 32)
     card = ps.load(run, device="cpu").card("me/faces", "apache-2.0")
     assert "| quick [6a50fbcb2921] | 1000 | FD-Lite0 | 12.5 | lower |" in card
-    assert "77.25" not in card and str(run) not in card
+    assert "| quick [6a50fbcb2921] | 1000 | FD-Lite0 | 33.125 | lower |" in card
+    assert f"| objective of the training | held out | loss | {loss:.5g} | lower |" in card
+    assert "77.25" not in card and "44.75" not in card and str(run) not in card
+    raw = ps.load(run, device="cpu", weights="raw").card("me/faces", "apache-2.0")
+    assert "Nothing yet." in raw and "FD-Lite0" not in raw
 
 
 @pytest.mark.parametrize("name", ["faces", "me/", "/faces", "me/fa ces", "me/../x", "me/a--b", "me/" + "x" * 96])
