@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pixelspace import hub
 from pixelspace.api import open_model
 from pixelspace.config import to_data
 from pixelspace.drawing import draw_items, drawn, prompts_of, training_images
@@ -35,7 +36,10 @@ _OURS = ("report.json", "features", "features-seed-", "reference", "sweep.json",
 
 
 def is_model(path: Path) -> bool:
-    """Whether `path` is a run, stage, checkpoint, model folder or another system's weights, not images."""
+    """Whether `path` is a run, stage, checkpoint, model folder, an address on the hub or another system's weights, not
+    images."""
+    if hub.is_address(path):
+        return True
     if path.is_file():
         return path.suffix.lower() in _WEIGHTS or path.suffix.lower() == ".safetensors"
     return any((path / name).exists() for name in ("recipe.json", "checkpoints", MANIFEST))
@@ -155,9 +159,9 @@ def _of_images(target: Path, device: str) -> Model:
 def _opened(task: Task, device: str) -> Model | None:
     """The model that is to be judged; None: images are."""
     target = task.target
-    if not target.exists():
-        raise UserError(f"{target}: no such file or folder")
     if not is_model(target):
+        if not target.exists():
+            raise UserError(f"{target}: no such file or folder")
         if task.settings or task.vae or task.batch is not None:
             raise UserError(f"{target}: holds images, and settings of sampling change nothing of them; leave them out")
         if task.repeats is not None and task.repeats > 1:

@@ -9,6 +9,7 @@ from pixelspace.errors import UserError
 from pixelspace.hub import check_name, fetched
 from pixelspace.places import without_places
 from pixelspace.training.log import read_metrics
+from tests.cli.conftest import as_files, squares
 from tests.local_hub import TOKEN, local_hub
 
 DEBUG = "hdit-imagenet128-debug"
@@ -87,6 +88,17 @@ def test_what_was_pushed_draws_the_same_bits_here_and_without_a_connection(pushe
     for name in ("000000.png", "000001.png"):
         images = {(tmp_path / folder / name).read_bytes() for folder in "abc"}
         assert len(images) == 1
+
+
+def test_what_was_pushed_is_judged_and_diagnosed_by_its_address(pushed, pixelspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_files(squares(16, 0), tmp_path / "real")
+    few = ("--reference", "real", "--count", 16, "--metric", "FD-Lite0", "--steps", 2, "--quiet")
+    code, out, err = pixelspace("evaluate", "hf://me/faces", *few)
+    assert code == 0 and "FD-Lite0" in out, err
+    assert (tmp_path / "evaluations/faces-quick/report.json").is_file()
+    code, out, err = pixelspace("diagnose", "hf://me/faces", "--data", "real", "-n", 8, "--steps", 2)
+    assert code == 0 and "what it draws, over what real images have" in out, err
 
 
 def test_what_cannot_be_had_is_a_line(pushed, pixelspace, tmp_path):

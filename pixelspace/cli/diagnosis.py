@@ -25,7 +25,8 @@ def diagnose(
     at eight noise levels, and count what in it is dead.
 
     Args:
-        target: A run, stage, checkpoint or model folder, or a k-diffusion weights file; a run tells most.
+        target: A run, stage, checkpoint or model folder, a k-diffusion weights file or hf://user/name; a run tells
+            most.
         data: Real images to compare with, a folder or an archive; a run has its own.
         prompts: What to draw, one a line (.txt, .json, .jsonl, .csv); by default the captions of a run's images.
         n: How many images to draw, and to compare with.

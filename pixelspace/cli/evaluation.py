@@ -68,7 +68,7 @@ def evaluate(
     it stopped, and `torchrun` shares the work out.
 
     Args:
-        target: A run or model, or images: a folder, .zip, .tar, .npz or .npy.
+        target: A run, model or hf://user/name, or images: a folder, .zip, .tar, .npz or .npy.
         protocol: Its name; `pixelspace protocols` lists them.
         reference: Statistics, or images, to compare with; of a run by default the images it was trained on.
         out: The folder to write to; of a run TARGET/evaluations/PROTOCOL, else evaluations/NAME-PROTOCOL by default.

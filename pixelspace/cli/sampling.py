@@ -45,7 +45,7 @@ def sample(
     command goes on where it was killed, and `torchrun` shares the work out.
 
     Args:
-        model: A run, stage, checkpoint or model folder, or a k-diffusion weights file.
+        model: A run, stage, checkpoint or model folder, a k-diffusion weights file or hf://user/name.
         n: How many; by default as many as there are prompts, or 16.
         out: The folder to write to.
         size: Side, or height and width, in pixels.

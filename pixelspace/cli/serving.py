@@ -25,7 +25,8 @@ def serve(
     """Draw with a model in the browser: a page on this machine, until Ctrl-C.
 
     Args:
-        models: Runs, stages, checkpoints or model folders, or k-diffusion weights files; of several the page compares.
+        models: Runs, stages, checkpoints, model folders, k-diffusion weights files or hf://user/name; of several the
+            page compares.
         checkpoints: Offer every kept checkpoint of a run's last stage.
         host: The address to listen at.
         port: Where; 0 takes any free one.
