@@ -178,7 +178,8 @@ function drawSpeeds() {
   ];
   for (const [name, title, scale, show] of kinds) {
     const series = tracks.map((track, i) => ({ name: track.name, style: `c${i}`, points: zipped(track.train, name) }));
-    chart("speeds", name, title, show).update(series, scale);
+    // Runs of earlier versions did not write all of them.
+    if (series.some(({ points }) => points.some(([, y]) => y !== null))) chart("speeds", name, title, show).update(series, scale);
   }
 }
 
