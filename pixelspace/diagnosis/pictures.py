@@ -63,9 +63,7 @@ def seams(images: Tensor, period: int) -> Tensor:
     for axis in (2, 3):
         side = x.shape[axis] // period * period
         steps = x.narrow(axis, 0, side).diff(dim=axis).abs().mean((1, 5 - axis))
-        patches = F.pad(steps, (0, 1)).unflatten(
-            1, (-1, period)
-        )  # of each patch the steps in it, then the one after it
+        patches = F.pad(steps, (0, 1)).unflatten(1, (-1, period))  # of each the steps in it, then the one after it
         meeting += patches[:, :-1, -1].mean(1)
         near = min(period - 1, 3)  # on either side, lest it be told that images are busier in their middle
         before, after = patches[:, :-1, -1 - near : -1], patches[:, 1:, :near]
