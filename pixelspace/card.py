@@ -25,6 +25,11 @@ class Origin:
     samples: int
     weights: str
 
+    def told(self) -> dict[str, Any]:
+        """As pictures are told it."""
+        seen, averaged = self.images, self.weights == "ema"
+        return {"recipe": self.recipe.name, "stage": self.stage.name, "images seen": seen, "averaged": averaged}
+
     def reports(self, sha256: str) -> list[Report]:
         """What was measured of these weights, whose digest is `sha256`: by the stage's own evaluators, and since.
 

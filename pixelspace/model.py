@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -428,6 +429,46 @@ class Model:
         in_order = torch.tensor([place[i] for rows in batches for i in rows]).argsort()
         found = [torch.cat(level)[in_order] for level in zip(*drawn, strict=True)]
         return found if every_level else found[0]
+
+    def settings(
+        self,
+        image: int,
+        name: str,
+        *,
+        n: int,
+        seed: int,
+        size: int | tuple[int, int] | None = None,
+        label: int | str | Sequence[int | str] | None = None,
+        text: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+    ) -> dict[str, Any]:
+        """All that decides image number `image` of those that `sample` draws by these arguments, as plain data for its
+        file (`file_of` in data/pictures.py): with the version of this library, what the model is called here (`name`),
+        the digest of its weights, and of a run recipe, stage, images seen, and whether weights are averaged."""
+
+        def one(given: Any) -> Any:
+            return given[image % len(given)] if isinstance(given, Sequence) and not isinstance(given, str) else given
+
+        plan, origin, side = self.plan(steps, sampler, guidance), self.origin, size or self.config.size
+        return {
+            "pixelspace": version("pixelspace"),
+            "model": name,
+            "weights": self.sha256,
+            **({} if origin is None else origin.told()),
+            "seed": seed,
+            "image": image,
+            "of": n,
+            "size": [side, side] if isinstance(side, int) else list(side),
+            "label": one(label),
+            "text": one(text),
+            "negative": one(negative),
+            "steps": plan.steps,
+            "sampler": plan.solver,
+            "guidance": plan.guidance,
+        }
 
     def save(self, folder: Path | str) -> Path:
         """Writes safetensors and JSON into `folder` (new, empty, or an earlier model), all or nothing."""

@@ -1,10 +1,13 @@
+import io
 import json
 
 import pytest
+from PIL import Image
 
 import pixelspace as ps
 from pixelspace.cli import main
 from pixelspace.config import parse_json
+from pixelspace.data.pictures import settings_in
 from pixelspace.errors import UserError
 from pixelspace.hub import check_name, fetched
 from pixelspace.places import without_places
@@ -86,8 +89,11 @@ def test_what_was_pushed_draws_the_same_bits_here_and_without_a_connection(pushe
     assert pixelspace("sample", "hf://me/faces", "-n", 2, "--seed", 3, "--out", tmp_path / "c", offline=True)[0] == 0
     assert hub.asked == []
     for name in ("000000.png", "000001.png"):
-        images = {(tmp_path / folder / name).read_bytes() for folder in "abc"}
-        assert len(images) == 1
+        fetched, trained, kept = ((tmp_path / folder / name).read_bytes() for folder in "abc")
+        assert len({Image.open(io.BytesIO(data)).tobytes() for data in (fetched, trained, kept)}) == 1
+        told, known = settings_in(kept), settings_in(trained)  # a run knows more of its weights
+        assert told["weights"] == known["weights"] and (told["model"], known["model"]) == ("faces", "run")
+        assert known["recipe"] == DEBUG and known["images seen"] == 32 and known["averaged"]
 
 
 def test_what_was_pushed_is_judged_and_diagnosed_by_its_address(pushed, pixelspace, tmp_path, monkeypatch):

@@ -110,17 +110,21 @@ def sample(
         levels=levels,
         fps=fps or 8,
     )
-    drawn = Drawn(out, asked, overwrite=overwrite)
+    given: dict[str, Any] = {
+        "n": count,
+        "size": None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
+        "label": None if not labels else labels[0] if len(labels) == 1 else labels,
+        "text": prompts or None,
+        "negative": negative or None,
+        "steps": steps,
+        "sampler": sampler,
+        "guidance": guidance,
+        "seed": seed,
+    }
+    name = model.resolve().name
+    drawn = Drawn(out, asked, lambda number: opened.settings(number, name, **given), overwrite=overwrite)
     opened.sample(
-        count,
-        size=None if not size else size[0] if len(size) == 1 else (size[0], size[1]),
-        label=None if not labels else labels[0] if len(labels) == 1 else labels,
-        text=prompts or None,
-        negative=negative or None,
-        steps=steps,
-        sampler=sampler,
-        guidance=guidance,
-        seed=seed,
+        **given,
         progress=not quiet and rank == 0,
         batch=batch,
         exact=exact,

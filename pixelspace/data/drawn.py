@@ -8,8 +8,9 @@ at its end writes the grids and the prompts.
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +57,17 @@ def is_begun(folder: Path) -> bool:
 
 class Drawn:
     """The pictures in `folder`. What it holds of other work is refused, or with `overwrite` replaced, when the first
-    picture is put there.
+    picture is put there. `settings` says of a number what its file is to hold of how it was drawn.
 
     Raises:
         UserError: what is drawn there already is something else.
     """
 
-    def __init__(self, folder: Path, asked: Asked, *, overwrite: bool = False):
-        self.folder, self.asked, self._overwrite, self._opened = folder, asked, overwrite, False
+    def __init__(
+        self, folder: Path, asked: Asked, settings: Callable[[int], Mapping[str, Any]], *, overwrite: bool = False
+    ):
+        self.folder, self.asked, self.settings = folder, asked, settings
+        self._overwrite, self._opened = overwrite, False
         self._look()
 
     def _look(self) -> bool:
@@ -95,10 +99,12 @@ class Drawn:
         """Writes the pictures of these numbers, of all levels, the finest first."""
         self._open()
         finest, *coarser = levels
+        fps = self.asked.fps
         for at, number in enumerate(numbers):
+            settings = self.settings(number)
             for level in coarser:
-                save_picture(level[at], self.folder / f"{number:06d}_{size_name(level)}", self.asked.fps)
-            save_picture(finest[at], self.folder / f"{number:06d}", self.asked.fps)
+                save_picture(level[at], self.folder / f"{number:06d}_{size_name(level)}", fps, settings)
+            save_picture(finest[at], self.folder / f"{number:06d}", fps, settings)
 
     def _publish_sheet(self, suffix: str, name: str) -> Path:
         shown = min(self.asked.count, MOST_SHOWN)

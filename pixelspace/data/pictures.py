@@ -1,20 +1,27 @@
 """What was drawn, as people look at it: uint8 images (n, H, W, C) or clips (n, T, H, W, C), and files of them."""
 
+import io
+import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from pixelspace.data.animation import decoded
 from pixelspace.data.codec import Codec
-from pixelspace.data.grid import grid_image, save_image
+from pixelspace.data.grid import grid_image
 from pixelspace.errors import DataError
+
+_KEY = "pixelspace"
+_DESCRIPTION = 0x010E  # ImageDescription of EXIF
 
 
 def pictures(codec: Codec, levels: Sequence[Tensor], tiles: int, truncate: bool | None = None) -> list[Tensor]:
@@ -41,28 +48,43 @@ def sheet(images: Tensor, columns: int = 0) -> Image.Image:
     return grid_image(flat, frames if frames > 1 else columns or math.ceil(math.sqrt(len(flat))))
 
 
-def save_picture(picture: Tensor, path: Path, fps: float) -> Path:
-    """Writes an image (H, W, C), or a clip of one frame, as a PNG, a clip (T, H, W, C) of more as an animated WebP of
-    `fps` frames a second, both without loss; `path` is without the suffix, and what is returned with it."""
+def file_of(picture: Tensor, fps: float, settings: Mapping[str, Any] | None = None) -> tuple[str, bytes]:
+    """The format and the bytes of an image (H, W, C), or a clip of one frame, as a PNG, of a clip (T, H, W, C) of more
+    as an animated WebP of `fps` frames a second, both without loss. `settings` are put in as JSON: the PNG's text
+    `pixelspace`, the WebP's EXIF description."""
     frames = picture if picture.ndim == 4 else picture[None]
-    if len(frames) == 1:
-        return save_image(
-            grid_image(rearrange(frames, "n h w c -> n c h w"), 1, gap=0), path.parent / f"{path.name}.png"
-        )
-    first, *others = (Image.fromarray(frame.numpy()) for frame in frames)
+    first, *others = (grid_image(rearrange(frame, "h w c -> 1 c h w"), 1, gap=0) for frame in frames)
+    file, said = io.BytesIO(), json.dumps(settings)
+    if not others:
+        info = PngInfo()
+        if settings is not None:
+            info.add_text("Software", _KEY)
+            info.add_itxt(_KEY, said)
+        first.save(file, format="PNG", pnginfo=info)
+        return "png", file.getvalue()
+    exif = Image.Exif()
+    if settings is not None:
+        exif[_DESCRIPTION] = said  # ASCII, as JSON is without further words
     ends = [round(1000 * count / fps) for count in range(len(frames) + 1)]
+    how = {"save_all": True, "append_images": others, "duration": np.diff(ends).tolist(), "loop": 0, "lossless": True}
+    first.save(file, format="WEBP", exif=exif, **how)
+    return "webp", file.getvalue()
+
+
+def settings_in(data: bytes) -> Any:
+    """The settings that `file_of` put into a file, None if it put none."""
+    with Image.open(io.BytesIO(data)) as image:
+        said = image.info.get(_KEY) if image.format == "PNG" else image.getexif().get(_DESCRIPTION)
+    return None if said is None else json.loads(said)
+
+
+def save_picture(picture: Tensor, path: Path, fps: float, settings: Mapping[str, Any] | None = None) -> Path:
+    """Writes `file_of` a picture, whole or not at all; `path` is without the suffix, and what is returned with it."""
+    suffix, data = file_of(picture, fps, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    first.save(
-        partial,
-        format="WEBP",
-        save_all=True,
-        append_images=others,
-        duration=np.diff(ends).tolist(),
-        loop=0,
-        lossless=True,
-    )
-    return partial.replace(path.parent / f"{path.name}.webp")
+    partial.write_bytes(data)
+    return partial.replace(path.parent / f"{path.name}.{suffix}")
 
 
 def read_picture(path: Path, frames: int, fps: float) -> Tensor:

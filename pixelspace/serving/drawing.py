@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-import pixelspace
+from pixelspace.data.pictures import file_of
 from pixelspace.errors import NumericalError, PixelspaceError, UserError
 from pixelspace.model import Forming
 from pixelspace.serving.offer import Offered, Wanted
-from pixelspace.serving.sending import PREVIEW, file_of, preview
+from pixelspace.serving.preview import SIDE, preview
 from pixelspace.training.room import is_out_of_memory
 
 PREVIEW_SECONDS = 0.2
@@ -44,26 +44,6 @@ class Drawing:
     behind: Callable[[], bool] = lambda: False
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def settings(self, image: int) -> dict[str, Any]:
-        """All that decides image number `image`, None where it is as the model has it."""
-        asked, model = self.wanted, self.offered.model
-        plan = model.plan(asked.steps, asked.sampler, asked.guidance)
-        return {
-            "pixelspace": pixelspace.__version__,
-            "model": self.offered.name,
-            "weights": model.sha256,
-            "seed": asked.seed,
-            "image": image,
-            "of": asked.n,
-            "size": list(asked.size or model.config.size),
-            "label": asked.label,
-            "text": asked.text,
-            "negative": asked.negative,
-            "steps": plan.steps,
-            "sampler": plan.solver,
-            "guidance": plan.guidance,
-        }
-
     def run(self) -> None:
         """Draws, and says every step, previews and the files; what ends it early is said too."""
         began = time.monotonic()
@@ -92,7 +72,7 @@ class Drawing:
             }
             if now >= rest and not self.behind():
                 levels = forming.levels()
-                side = PREVIEW if len(forming.images) == 1 else PREVIEW // 2
+                side = SIDE if len(forming.images) == 1 else SIDE // 2
                 said["previews"] = [
                     [_base64(preview(level[row], side)) for level in levels] for row in range(len(forming.images))
                 ]
@@ -103,13 +83,13 @@ class Drawing:
         def finished(rows: list[int], levels: list[Tensor]) -> None:
             drawn[0] += len(rows)
             for row, number in enumerate(rows):
-                settings = self.settings(number)
-                files = [file_of(level[row], settings, FPS) for level in levels]
+                settings = self.offered.model.settings(number, self.offered.name, **self.wanted.arguments())
+                files = [file_of(level[row], FPS, settings) for level in levels]
                 self.say(
                     {
                         "kind": "image",
                         "image": number,
-                        "files": [{"type": kind, "data": _base64(data)} for kind, data in files],
+                        "files": [{"type": f"image/{kind}", "data": _base64(data)} for kind, data in files],
                         "settings": {**settings, "seed": str(settings["seed"])},  # browsers round large numbers
                     }
                 )
@@ -117,7 +97,8 @@ class Drawing:
         try:
             for note in self.offered.notes(self.wanted):
                 self.say({"kind": "note", "note": note})
-            self.offered.model.sample(**self.wanted.arguments(), each=finished, watch=step)
+            asked, levels = self.wanted.arguments(), self.wanted.levels
+            self.offered.model.sample(**asked, every_level=levels, each=finished, watch=step, progress=False)
             self.say({"kind": "done", "seconds": time.monotonic() - began})
         except Cancelled:
             return

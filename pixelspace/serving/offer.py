@@ -51,7 +51,7 @@ class Wanted:
             _check_text(name, text or "")
 
     def arguments(self) -> dict[str, Any]:
-        """As `Model.sample` takes them."""
+        """As `Model.sample` takes them, but for the levels."""
         return {
             "n": self.n,
             "size": self.size,
@@ -62,8 +62,6 @@ class Wanted:
             "sampler": self.sampler,
             "guidance": self.guidance,
             "seed": self.seed,
-            "every_level": self.levels,
-            "progress": False,
         }
 
 
@@ -185,7 +183,8 @@ class Offered:
                 f"request may ask for; take fewer images or steps, or a smaller size"
             )
         drawn: Callable[..., None] = lambda rows, levels: None  # noqa: E731
-        self.model.sample(**asked.arguments(), only=[], each=drawn)  # refuses all that drawing it would
+        # It refuses all that drawing it would.
+        self.model.sample(**asked.arguments(), every_level=asked.levels, only=[], each=drawn, progress=False)
 
     def notes(self, asked: Wanted) -> list[str]:
         """What a user should know of how it is drawn. It uses the tokenizer, which two threads must not do at once."""

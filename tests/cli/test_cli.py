@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pixelspace.data.pictures import settings_in
 from tests.cli.conftest import DEBUG, WEIGHTS, refused
 
 
@@ -184,7 +185,10 @@ def test_imported_weights_sample_and_start_a_training(cli):
     assert cli("import", WEIGHTS, "model")[0] == 0
     assert cli("sample", "model", "-n", "1", "--steps", "2", "--out", "a", "--quiet")[0] == 0
     assert cli("sample", WEIGHTS, "-n", "1", "--steps", "2", "--out", "b", "--quiet")[0] == 0
-    assert Path("a/000000.png").read_bytes() == Path("b/000000.png").read_bytes()
+    with Image.open("a/000000.png") as one, Image.open("b/000000.png") as other:
+        assert one.tobytes() == other.tobytes()
+    ours, theirs = (settings_in(Path(folder, "000000.png").read_bytes()) for folder in "ab")
+    assert ours == {**theirs, "model": "model"} and theirs["model"] == WEIGHTS.name
     config = json.loads(Path("model/state.json").read_text())
     backbone = json.dumps(config["backbone"])
     settings = ["--set", f"stages.0.backbone={backbone}", "--set", "stages.0.images=4"]

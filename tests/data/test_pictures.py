@@ -1,12 +1,16 @@
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from pixelspace.data.animation import decoded
 from pixelspace.data.grid import grid_image
-from pixelspace.data.pictures import read_picture, save_picture, sheet, size_name
+from pixelspace.data.pictures import file_of, read_picture, save_picture, settings_in, sheet, size_name
 from pixelspace.errors import DataError
+
+SETTINGS = {"text": "Ünïcödé \u2028 <b>", "seed": 2**64 - 1, "size": [8, 4], "label": None}
 
 
 def noise(*shape):
@@ -46,6 +50,25 @@ def test_pictures_are_read_as_they_were_written_with_frames_that_stand_still(tmp
     (tmp_path / "image.png").write_bytes((tmp_path / "image.png").read_bytes()[:60])
     with pytest.raises(DataError, match=r"image.png: .*; delete it and run the same command again"):
         read_picture(tmp_path / "image.png", 1, 8)
+
+
+def test_an_image_holds_the_settings_it_was_drawn_by_and_nothing_else():
+    pixels = noise(8, 4, 3)
+    kind, data = file_of(pixels, 8, SETTINGS)
+    image = Image.open(io.BytesIO(data))
+    assert kind == "png" and np.array_equal(np.array(image), pixels)
+    assert settings_in(data) == SETTINGS
+    assert set(image.info) == {"Software", "pixelspace"}
+    assert settings_in(file_of(pixels, 8)[1]) is None
+
+
+def test_a_clip_holds_the_settings_it_was_drawn_by():
+    pixels = noise(5, 16, 8, 3)
+    kind, data = file_of(pixels, 8, SETTINGS)
+    frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(io.BytesIO(data)))]
+    assert kind == "webp" and np.array_equal(np.stack(frames), pixels)
+    assert settings_in(data) == SETTINGS
+    assert settings_in(file_of(pixels, 8)[1]) is None
 
 
 def test_a_sheet_has_a_row_a_clip_and_rows_of_images():

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pixelspace.data.pictures import settings_in
 from pixelspace.serving.drawer import page as served_page
 from pixelspace.serving.offer import Offer
-from pixelspace.serving.sending import settings_in
 from tests.serving.served import serving
 from tests.serving.test_drawer import files, idle, lines, pixels
 

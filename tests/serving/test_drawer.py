@@ -19,11 +19,11 @@ from PIL import Image
 from starlette.requests import Request
 
 from pixelspace.cli import main
+from pixelspace.data.pictures import settings_in
 from pixelspace.interop.kl_vae import KLVAE
 from pixelspace.serving import drawer, drawing, guard, turns
 from pixelspace.serving.drawer import PAGE, page
 from pixelspace.serving.offer import Offer, wanted
-from pixelspace.serving.sending import settings_in
 from tests.serving.conftest import WEIGHTS, untrained
 from tests.serving.served import asked, serving
 
@@ -92,12 +92,14 @@ def test_the_offer_says_of_each_model_what_it_takes(drawer_port):
 
 def test_images_are_those_of_the_command_line_bit_for_bit(drawer_port, tmp_path):
     asked_for = {"n": 3, "seed": str(2**64 - 1), "label": 2, "steps": 5, "guidance": 1.5, "size": [16, 24]}
-    drawn = [pixels(file) for (file,) in files(list(lines(drawer_port, **asked_for)))]
+    drawn = [file for (file,) in files(list(lines(drawer_port, **asked_for)))]
     options = f"-n 3 --seed {2**64 - 1} --label 2 --steps 5 --guidance 1.5 --size 16 24 --quiet"
     assert main(["sample", str(WEIGHTS), "--out", str(tmp_path / "out"), *options.split()]) == 0
     assert len(drawn) == 3
-    for number, image in enumerate(drawn):
-        assert np.array_equal(image, pixels((tmp_path / f"out/{number:06d}.png").read_bytes()))
+    for number, file in enumerate(drawn):
+        same = (tmp_path / f"out/{number:06d}.png").read_bytes()
+        assert np.array_equal(pixels(file), pixels(same))
+        assert {**settings_in(file), "model": WEIGHTS.name} == settings_in(same)
 
 
 def test_every_step_is_told_with_the_time_left_and_the_estimate_as_an_image(drawer_port):
