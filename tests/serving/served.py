@@ -39,7 +39,7 @@ def serving(app: guard.Guard) -> Iterator[int]:
 
 
 def asked(port: int, method: str = "GET", path: str = "/", body: object = None, **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         sent = {name.replace("_", "-"): text for name, text in headers.items()}
         if body is not None:
