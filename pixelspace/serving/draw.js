@@ -1,4 +1,5 @@
-"use strict";
+import { forget, keep, kept } from "/draw_gallery.js";
+
 const byId = (id) => document.getElementById(id);
 const client = crypto.getRandomValues(new Uint32Array(4)).join("-");
 const FIELDS = ["text", "negative", "label", "height", "width", "n", "sampler", "steps", "guidance", "seed", "levels"];
@@ -6,7 +7,7 @@ const FIELDS = ["text", "negative", "label", "height", "width", "n", "sampler", 
 let offer = null;      // what the server has told of itself
 let underWay = null;   // the AbortController of the drawings under way, or null
 
-function made(name, properties = {}, ...children) {
+export function made(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);
   return element;
@@ -113,7 +114,7 @@ function shownWidth(width) {
   return width * Math.max(1, Math.floor(192 / width));
 }
 
-function place(figure, level, url, width) {
+export function place(figure, level, url, width) {
   const levels = figure.querySelector(".levels");
   for (let count = levels.childElementCount; count <= level; count += 1) {  // whichever of them is there first
     const one = made("img", { alt: figure.dataset.what + (count ? `, level ${count + 1}` : "") });
@@ -139,7 +140,7 @@ function enlarge(image) {
   byId("zoom").showModal();
 }
 
-function figureOf(run, number) {
+export function figureOf(run, number) {
   let figure = run.querySelector(`[data-image="${number}"]`);
   if (figure === null) {
     figure = made("figure", { className: "forming" }, made("div", { className: "levels" }), made("figcaption"));
@@ -163,14 +164,15 @@ function command(settings) {
 
 function describe(run, settings) {
   if (run.querySelector("details") !== null) return;
+  const model = offer.models.find((one) => one.name === settings.model);  // one that was drawn with earlier may be gone
   const list = made("dl");
   for (const [name, value] of Object.entries(settings)) {
     if (value === null || name === "image" || name === "of") continue;
-    const classes = offer.models.find((one) => one.name === settings.model).classes;
+    const classes = model?.classes ?? [];
     const said = name === "label" && classes[value] ? `${value}, ${classes[value]}` : Array.isArray(value) ? value.join(" × ") : value;
     list.append(made("dt", { textContent: name }), made("dd", { textContent: said }));
   }
-  const again = made("button", { type: "button", textContent: "Use these settings" });
+  const again = made("button", { type: "button", textContent: "Use these settings", disabled: model === undefined });
   again.addEventListener("click", () => use(settings));
   const said = made("details", {}, made("summary", { textContent: "Settings" }), list,
     made("p", { className: "dim", textContent: "The same images from the command line, where the model stands:" }),
@@ -189,8 +191,8 @@ function use(settings) {
   byId("seed").focus();
 }
 
-// One request, from its first line to its last. What it shows stands in `run`.
-async function drawOne(wanted, run, which, signal) {
+// One request, from its first line to its last. What it shows stands in `run`, and what it made in `drawing`.
+async function drawOne(wanted, run, drawing, which, signal) {
   const headers = { "content-type": "application/json", "x-client": client };
   const answer = await fetch("/draw", { method: "POST", headers, body: JSON.stringify(wanted), signal });
   if (!answer.ok) throw new Error((await answer.json()).error);
@@ -205,12 +207,12 @@ async function drawOne(wanted, run, which, signal) {
       const said = JSON.parse(line);
       if (said.kind === "done") return said;
       if (said.kind === "error") throw new Error(said.error);
-      heard(said, run, which);
+      heard(said, run, drawing, which);
     }
   }
 }
 
-function heard(said, run, which) {
+function heard(said, run, drawing, which) {
   const bar = byId("bar");
   if (said.kind === "note") {
     run.append(made("p", { className: "dim", textContent: `Note: ${said.note}.` }));
@@ -225,24 +227,59 @@ function heard(said, run, which) {
       place(figure, level, `data:image/jpeg;base64,${data}`, JSON.parse(run.dataset.widths)[level]);
     }));
   } else if (said.kind === "image") {
-    finish(figureOf(run, said.image), said);
-    describe(run, said.settings);
+    const files = said.files.map(({ data, type }) => new Blob([bytesOf(data)], { type }));
+    drawing.images.push({ number: said.image, files, settings: said.settings });
+    finish(run, drawing.images.at(-1));
   }
 }
 
-function finish(figure, said) {
-  const caption = made("figcaption", {}, made("span", { textContent: `${said.image}` }));
+function finish(run, { number, files, settings }) {
+  const figure = figureOf(run, number), caption = made("figcaption", {}, made("span", { textContent: `${number}` }));
   figure.classList.remove("forming");
-  said.files.forEach((file, level) => {
-    const url = URL.createObjectURL(new Blob([bytesOf(file.data)], { type: file.type }));
+  files.forEach((file, level) => {
+    const url = URL.createObjectURL(file);
     const image = new Image();
     image.src = url;
     image.decode().then(() => place(figure, level, url, image.naturalWidth));
     const suffix = file.type.split("/")[1];
-    const name = `pixelspace-${said.settings.seed}-${String(said.image).padStart(6, "0")}${level ? `-level${level + 1}` : ""}.${suffix}`;
+    const name = `pixelspace-${settings.seed}-${String(number).padStart(6, "0")}${level ? `-level${level + 1}` : ""}.${suffix}`;
     caption.append(made("a", { href: url, download: name, textContent: level ? `level ${level + 1}` : "download" }));
   });
   figure.querySelector("figcaption").replaceWith(caption);
+  describe(run, settings);
+}
+
+// The place of all drawings of one click, and of one of them.
+function sheetOf(heading) {
+  const runs = made("div", { className: "runs" });
+  byId("results").prepend(made("article", {}, made("h2", { textContent: heading }), runs));
+  show("empty", false);
+  return runs;
+}
+
+function sectionOf({ name, widths }) {
+  const title = name ? [made("h3", { textContent: name })] : [];
+  const run = made("section", { className: "run" }, ...title, made("div", { className: "images" }));
+  run.dataset.widths = JSON.stringify(widths);
+  return run;
+}
+
+function widthsOf(wanted) {
+  const { factors, frames } = offer.models.find((one) => one.name === wanted.model);
+  const sides = Math.sqrt(frames);  // of the coarsest level of clips there is one frame, by a factor of the whole
+  return factors.map((factor, i) => Math.round(wanted.size[1] * (i > 0 && i === factors.length - 1 ? sides : 1) / factor));
+}
+
+// What this browser has kept of earlier.
+async function recall() {
+  const sheets = new Map();
+  for (const drawing of await kept()) {
+    if (!sheets.has(drawing.sheet)) sheets.set(drawing.sheet, sheetOf(drawing.heading));
+    const run = sectionOf(drawing);
+    sheets.get(drawing.sheet).append(run);
+    drawing.images.forEach((image) => finish(run, image));
+  }
+  show("keeping", sheets.size > 0);
 }
 
 function heading(wanted, over) {
@@ -251,6 +288,13 @@ function heading(wanted, over) {
   const what = wanted.text?.trim() || label || "images";
   const plural = { seed: "seeds", model: "models" }[over] ?? over;
   return over ? `${what}, side by side over ${plural}` : `${what}, seed ${wanted.seed}`;
+}
+
+async function remember(drawing) {
+  const done = await keep(drawing);
+  show("keeping", true);
+  show("forget", done);
+  byId("kept").textContent = done ? "Images are kept by this browser alone." : "This browser does not keep images: download what you want to keep.";
 }
 
 async function draw(event) {
@@ -271,22 +315,20 @@ async function draw(event) {
   byId("cancel").disabled = false;
   show("bar", true);
   byId("bar").value = 0;
-  show("empty", false);
-  const over = byId("over").value;
-  const runs = made("div", { className: "runs" });
-  const sheet = made("article", {}, made("h2", { textContent: heading(all[0][1], over) }), runs);
-  byId("results").prepend(sheet);
+  const sheet = crypto.getRandomValues(new Uint32Array(4)).join("-"), title = heading(all[0][1], byId("over").value);
+  const runs = sheetOf(title);
   let seconds = 0, finished = 0, run = null;
   try {
     for (const [name, wanted] of all) {
-      run = made("section", { className: "run" }, ...(name ? [made("h3", { textContent: name })] : []), made("div", { className: "images" }));
-      const { factors, frames } = offer.models.find((one) => one.name === wanted.model);
-      const sides = Math.sqrt(frames);  // of the coarsest level of clips there is one frame, by a factor of the whole
-      run.dataset.widths = JSON.stringify(factors.map((factor, i) => {
-        return Math.round(wanted.size[1] * (i > 0 && i === factors.length - 1 ? sides : 1) / factor);
-      }));
+      const drawing = { sheet, heading: title, name, widths: widthsOf(wanted), images: [] };
+      run = sectionOf(drawing);
       runs.append(run);
-      seconds += (await drawOne(wanted, run, all.length > 1 ? `${finished + 1} of ${all.length}: ` : "", underWay.signal)).seconds;
+      const which = all.length > 1 ? `${finished + 1} of ${all.length}: ` : "";
+      try {
+        seconds += (await drawOne(wanted, run, drawing, which, underWay.signal)).seconds;
+      } finally {
+        if (drawing.images.length) await remember(drawing);  // of one that was cancelled what was finished
+      }
       finished += 1;
     }
     tell(`done in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`);
@@ -297,7 +339,7 @@ async function draw(event) {
     if (!cancelled) complain(error instanceof TypeError ? "The server cannot be reached; is it still running?" : error.message);
     for (const figure of run?.querySelectorAll(".forming") ?? []) figure.querySelector("figcaption").textContent = "not finished";
     if (run !== null && run.querySelector("img") === null) run.remove();
-    if (runs.childElementCount === 0) sheet.remove();
+    if (runs.childElementCount === 0) runs.closest("article").remove();
     show("empty", byId("results").querySelector("article") === null);
   } finally {
     underWay = null;
@@ -308,6 +350,12 @@ async function draw(event) {
 }
 
 byId("form").addEventListener("submit", draw);
+byId("forget").addEventListener("click", async () => {
+  await forget();
+  byId("results").querySelectorAll("article").forEach((one) => one.remove());
+  show("keeping", false);
+  show("empty", true);
+});
 byId("cancel").addEventListener("click", () => underWay?.abort());
 byId("model").addEventListener("change", adapt);
 byId("over").addEventListener("change", () => {
@@ -336,6 +384,7 @@ async function begin() {
   byId("steps").max = offer.limits.steps;
   byId("guidance").max = offer.limits.guidance;
   byId("seed").value = "0";
+  await recall();
   adapt();
 }
 

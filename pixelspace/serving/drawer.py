@@ -27,7 +27,12 @@ from pixelspace.serving.guard import (
 from pixelspace.serving.offer import Offer, Wanted, wanted
 from pixelspace.serving.turns import Busy, Turn, Turns
 
-PAGE = {"/": "draw.html", "/draw.css": "draw.css", "/draw.js": "draw.js"}
+PAGE = {
+    "/": "draw.html",
+    "/draw.css": "draw.css",
+    "/draw.js": "draw.js",
+    "/draw_gallery.js": "draw_gallery.js",
+}
 CLIENT_CHARACTERS = 64
 BEHIND_LINES = 8
 SEND_SECONDS = 60  # in which a client must take a line

@@ -72,6 +72,33 @@ def test_a_click_draws_images_that_are_downloaded_with_their_settings(page, draw
     expect(page.locator("pre")).to_have_text(re.compile(rf"^pixelspace sample classes -n 2 --seed {2**64 - 1} --size"))
 
 
+def test_a_reload_shows_what_was_drawn_until_it_is_to_be_forgotten(page):
+    page.locator("#n").fill("2")
+    page.locator("#steps").fill("2")
+    page.locator("#over").select_option("guidance")
+    page.locator("#values").fill("1, 2")
+    page.locator("#draw").click()
+    expect(page.locator("#status")).to_have_text(DONE)
+    title, (name, data) = page.locator("h2").text_content(), downloaded(page, 3)
+    page.reload()
+    expect(page.locator("h2")).to_have_text(title)
+    expect(page.locator("h3")).to_have_text(["guidance 1", "guidance 2"])
+    expect(page.locator("figcaption a")).to_have_count(4)
+    expect(page.locator("figure img")).to_have_count(4)
+    assert downloaded(page, 3) == (name, data) and settings_in(data)["guidance"] == 2
+    page.locator("summary").last.click()
+    page.get_by_role("button", name="Use these settings").last.click()
+    expect(page.locator("#guidance")).to_have_value("2")
+    page.locator("#draw").click()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("#status")).to_have_text(DONE)
+    page.locator("#forget").click()
+    expect(page.locator("article")).to_have_count(0)
+    page.reload()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("article")).to_have_count(0)
+
+
 def test_the_image_appears_as_it_forms_and_cancel_stops_it(page, drawer_port):
     page.locator("#steps").fill("1000")
     page.locator("#n").fill("1")
@@ -204,7 +231,8 @@ def test_of_a_pyramid_every_level_is_shown_and_settings_are_used_again(page):
 
 
 def test_levels_stand_in_their_order_whichever_comes_first(page):
-    found = page.evaluate("""() => {
+    found = page.evaluate("""async () => {
+        const { figureOf, made, place } = await import("/draw.js");
         const figure = figureOf(made("div", {}, made("div", { className: "images" })), 3);
         place(figure, 1, "blob:b", 8), place(figure, 0, "blob:a", 16);
         return [...figure.querySelectorAll("img")].map((one) => [one.alt, one.getAttribute("src"), one.width]);
