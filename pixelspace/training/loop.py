@@ -6,7 +6,6 @@ on from any checkpoint to the same bits.
 """
 
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from pixelspace.training.ema import Average
 from pixelspace.training.fit import check_as_before, check_data
 from pixelspace.training.inherit import Given, matchable, start_from, take, write_report
 from pixelspace.training.log import Metrics, OctileMeans, plot_loss
+from pixelspace.training.pace import Pace
 from pixelspace.training.parallel import Engine, Sharding, check_ranks, held_rows, owned, placed, whole
 from pixelspace.training.precision import float32_products
 from pixelspace.training.preview import autocast, drawn, evaluating, held_out_loss, sample_images, save_sheets
@@ -380,11 +380,9 @@ class StageRun:
 
         with bar, asked_to_stop() as stop, float32_products(stage.tf32):
             stream = batches(positions, self.images, stage.batch, self.device, self.engine.rows)
-            since, waited = time.monotonic(), 0.0
+            pace = Pace(stage.data.workers, self.device)
             while self.images < stage.images:
-                asked_at = time.monotonic()
-                raw = next(stream)
-                waited += time.monotonic() - asked_at
+                raw = pace.next(stream)
                 self.note_unreadable(raw)
                 step = state.step
                 if raw.bad and self.ranks.world == 1:  # of others it is known after the step
@@ -408,7 +406,7 @@ class StageRun:
                 if logs or samples or validate or saves:
                     settle(0)
                 if logs and reports:
-                    seconds = time.monotonic() - since
+                    seconds, waited = pace.take()
                     loss = sum(r.loss for r in reports) / len(reports)
                     metrics.write(
                         "train",
@@ -419,29 +417,30 @@ class StageRun:
                         lr=state.optimizer.param_groups[0]["lr"],
                         ema_decay=stage.ema.decay(max(state.average.updates - 1, 0)),
                         images_per_second=len(reports) * stage.batch / seconds,
-                        data_wait=waited / seconds,
+                        data_wait=waited,
                         peak_bytes=peak_bytes(self.device),
                         octiles=octiles.take(),
                     )
                     bar.set_postfix(loss=f"{loss:.4f}")
-                    since, waited = time.monotonic(), 0.0
+                    if advice := pace.advice():
+                        self.say(advice)
                     reports.clear()
                 if saves:
                     self.save()
                 if samples or validate:
                     try:
-                        self.look(metrics, samples, validate)
+                        with pace.paused():
+                            self.look(metrics, samples, validate)
                     except OSError as error:  # a full disk must not end a run over a picture
                         self.say(f"no preview at {self.images:,} images: {error}")
-                    since = time.monotonic()
                 if stops and not done:
                     raise Stopped(
                         f"stopped on request at {self.images:,} of {stage.images:,} images, checkpoint saved; "
                         f"the same command goes on from here"
                     )
                 for evaluator in judges:
-                    self.judge(evaluator, metrics, progress)
-                    since = time.monotonic()
+                    with pace.paused():
+                        self.judge(evaluator, metrics, progress)
 
 
 def run_recipe(
