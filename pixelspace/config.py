@@ -27,11 +27,15 @@ def value(cls: type[T]) -> type[T]:
     return pydantic.dataclasses.dataclass(frozen=True, slots=True, config=_CONFIG)(cls)  # pyright: ignore
 
 
+FEW = 24
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for a misspelt name: the closest of `names`, and all of them."""
+    """A hint for a misspelt name: the closest of `names`, and all of them if they are few, or none is close."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"known here: {', '.join(names) or 'nothing'}"
+    hint = f"did you mean {close[0]!r}?" if close else ""
+    return hint if close and len(names) > FEW else f"{hint} known here: {', '.join(names) or 'nothing'}".strip()
 
 
 def _refused(obj: Any) -> Any:

@@ -12,9 +12,8 @@ import sys
 import traceback
 from pathlib import Path
 
-import tyro
-
 from pixelspace.cli import machine
+from pixelspace.cli.arguments import understood
 from pixelspace.cli.data import embed, encode, prepare
 from pixelspace.cli.diagnosis import diagnose
 from pixelspace.cli.evaluation import evaluate, preference, protocols, reference, votes
@@ -89,9 +88,7 @@ def _keep_traceback() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="pixelspace", description="Diffusion models that make images directly.", args=arguments
-        )
+        understood(arguments, COMMANDS)()
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
