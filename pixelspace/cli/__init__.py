@@ -23,7 +23,7 @@ from pixelspace.cli.sampling import sample
 from pixelspace.cli.serving import serve
 from pixelspace.cli.sharing import export, push
 from pixelspace.cli.watching import watch
-from pixelspace.errors import PixelspaceError, ResourceError, UserError
+from pixelspace.errors import PixelspaceError, ResourceError, Stopped, UserError
 
 
 def _say(text: str) -> None:
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         foreseen = _foreseen(error)
         if foreseen is not None:
             if not foreseen.told:
-                _say(f"error: {_line(foreseen)}")
+                _say(_line(foreseen) if isinstance(foreseen, Stopped) else f"error: {_line(foreseen)}")
             return foreseen.exit_code
         where = _keep_traceback()
         _say(f"error: {type(error).__name__}: {_line(error)} (a fault of pixelspace; the traceback is {where})")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from pixelspace.cli.given import Settings, cache_folder, recipe_of, weights_folder
-from pixelspace.errors import PixelspaceError, UserError
+from pixelspace.errors import PixelspaceError, Stopped, UserError
 from pixelspace.recipes import RECIPES
 
 
@@ -114,6 +114,8 @@ def train(
                 ranks=ranks,
                 sharding=shard,
             )
+        except Stopped:  # as was asked for
+            raise
         except PixelspaceError:
             with suppress(OSError), (run / "error.log").open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())

@@ -275,7 +275,8 @@ def test_a_stopped_process_says_how_to_go_on_and_one_killed_loses_nothing(tmp_pa
     wait_for_checkpoints(tmp_path, 2)
     first.send_signal(signal.SIGTERM)
     _, err = first.communicate(timeout=60)
-    assert first.returncode == 75 and "the same command goes on from here" in err
+    assert first.returncode == 75 and err.startswith("stopped on request at ") and "error" not in err
+    assert "the same command goes on from here" in err and not (tmp_path / "error.log").exists()
     newest = max(path.name for path in tmp_path.glob("*/checkpoints/step-*"))
     second = start(tmp_path, "stages.0.data.workers=1")
     end = time.monotonic() + 120
