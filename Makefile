@@ -2,6 +2,7 @@
 # make site: the documentation as a site, in build/site.
 PYTHON ?= python3
 BIN := .venv/bin
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint site clean
@@ -20,9 +21,13 @@ lint: .venv/.linted
 site: .venv/.documented
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Exact versions by constraints.txt; a torch that is already in the environment's reach as a CPU build is taken as it is.
+# Exact versions by constraints.txt. PyPI's torch for Linux brings gigabytes of CUDA; without a driver it is PyTorch's own
+# build for CPUs.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	    $(BIN)/pip install -q --no-deps -c constraints.txt --index-url $(CPU_BUILDS) torch \
+	        || echo "$(CPU_BUILDS) cannot be reached: taking what pip finds"; fi
 	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $@
 
