@@ -210,6 +210,11 @@ class Evaluator(ABC):
     def name(self) -> str:
         """Of the folder it writes in; a stage's evaluators have different ones."""
 
+    @property
+    def warning(self) -> str:
+        """What people may not have meant by it; "" for nothing."""
+        return ""
+
     def check(self, images: bool, held: bool, weights: Path) -> None:
         """Raises what can be known before anything is trained: of whether the data are `images`, or latents only, of
         whether images with captions are `held` out, and of the folder of `weights`."""

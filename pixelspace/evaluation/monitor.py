@@ -40,6 +40,15 @@ class Monitor(Evaluator):
     def name(self) -> str:
         return self.protocol.name
 
+    @property
+    def warning(self) -> str:
+        if self.every_images >= self.protocol.count:
+            return ""
+        return (
+            f"{self.name} draws {self.protocol.count:,} images after every {self.every_images:,} that are learnt from: "
+            f"judging will take most of the time; give more as --judge-images"
+        )
+
     def _require(self, images: bool, held: bool) -> None:
         if not images:
             raise UserError(f"{self.name}: this stage has latents, no images, to be compared with")

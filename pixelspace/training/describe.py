@@ -66,7 +66,7 @@ def _stage(stage: Stage, plans: Mapping[str, Plan], memory: list[str], depth: in
     start = f", from {stage.init.stage} ({stage.init.weights} weights)" if stage.init else ""
     lines = [
         f"stage {stage.name}: {frames}{height}x{width}, {stage.images:,} images in batches of {stage.batch:,}{start}",
-        *([f"  warning: {stage.warning}"] if stage.warning else []),
+        *(f"  warning: {warning}" for warning in stage.warnings),
         _line(f"network ({type(plan.network).__name__})", f"{count:,}") + " parameters",
         *_tree(plan.network, depth, "    "),
     ]

@@ -476,8 +476,8 @@ def run_recipe(
             if ranks.first:
                 say(f"stage {stage.name!r} is complete")
             continue
-        if stage.warning and ranks.first:
-            say(f"warning: {stage.warning}")
+        for warning in stage.warnings if ranks.first else ():
+            say(f"warning: {warning}")
         folder.mkdir(parents=True, exist_ok=True)
         ancestor = stage_folder(run, recipe, stage.init.stage) if stage.init else None
         stage_run = StageRun(

@@ -163,17 +163,18 @@ class Stage:
         return self.lanes or min(self.batch & -self.batch, 64)
 
     @property
-    def warning(self) -> str:
-        """What is likely to go wrong, and why; "" if nothing is known to."""
+    def warnings(self) -> list[str]:
+        """What is likely to go wrong or is not meant, and why."""
+        found = [one.warning for one in self.evaluators if one.warning]
         values, width = self.backbone.entry
-        if values < width or not self.objective.process.precond.says_noise:
-            return ""
-        return (
-            f"stage {self.name!r}: {values} values of the image become {width} numbers, which must carry the noise "
-            f"too that {type(self.objective.process.precond).__name__} predicts, and cannot: such training failed "
-            f"at large patches (Li and He 2025, Table 2); predict the image (X0), make the patch smaller or the "
-            f"network wider"
-        )
+        if values >= width and self.objective.process.precond.says_noise:
+            found.append(
+                f"{values} values of the image become {width} numbers, which must carry the noise too that "
+                f"{type(self.objective.process.precond).__name__} predicts, and cannot: such training failed at large "
+                f"patches (Li and He 2025, Table 2); predict the image (X0), make the patch smaller or the network "
+                f"wider"
+            )
+        return [f"stage {self.name!r}: {text}" for text in found]
 
     @property
     def shape(self) -> tuple[int, int, int]:

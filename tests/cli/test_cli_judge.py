@@ -52,6 +52,13 @@ def test_a_judged_run_has_its_numbers_a_picture_and_the_best_checkpoint(cli, tra
     assert rows() == found
 
 
+def test_a_judge_that_takes_most_of_the_time_is_warned_of(cli, train):
+    code, out, _ = cli("show", DEBUG, "--set", CLASSES)
+    assert code == 0 and "warning" not in out
+    code, _, err = train("--judge", "quick", "--judge-images", "8", "--set", CLASSES, "stages.0.images=4", COUNT)
+    assert code == 0 and "warning: stage 'train': quick draws 16 images after every 8 that are learnt from" in err
+
+
 def test_a_recipe_that_has_a_judge_keeps_it_beside_another(cli, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import replace\n"

@@ -41,4 +41,4 @@ def test_every_network_of_a_recipe_builds(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_recipe_warns(name):
-    assert [stage.warning for stage in made(name).stages if stage.warning] == []
+    assert [stage.warnings for stage in made(name).stages if stage.warnings] == []

@@ -43,7 +43,7 @@ SMALL = {
 @pytest.mark.parametrize("precond", [VPV(), VPEps(), RectifiedFlow()], ids=repr)
 @pytest.mark.parametrize(("backbone", "side", "values"), LARGE.values(), ids=LARGE)
 def test_large_patches_warn_where_noise_is_predicted(tiny, backbone, side, values, precond):
-    warning = stage_of(tiny, backbone, precond, side).warning
+    (warning,) = stage_of(tiny, backbone, precond, side).warnings
     assert warning.startswith(f"stage 'train': {values}") and "\n" not in warning
     assert f"{type(precond).__name__} predicts" in warning and "predict the image (X0)" in warning
 
@@ -51,10 +51,10 @@ def test_large_patches_warn_where_noise_is_predicted(tiny, backbone, side, value
 @pytest.mark.parametrize("precond", [X0(), EDM()], ids=repr)
 @pytest.mark.parametrize(("backbone", "side", "values"), LARGE.values(), ids=LARGE)
 def test_large_patches_do_not_warn_where_not_all_of_the_noise_is_predicted(tiny, backbone, side, values, precond):
-    assert stage_of(tiny, backbone, precond, side).warning == ""
+    assert stage_of(tiny, backbone, precond, side).warnings == []
 
 
 @pytest.mark.parametrize("precond", [VPV(), VPEps(), X0()], ids=repr)
 @pytest.mark.parametrize(("backbone", "side"), SMALL.values(), ids=SMALL)
 def test_small_patches_do_not_warn(tiny, backbone, side, precond):
-    assert stage_of(tiny, backbone, precond, side).warning == ""
+    assert stage_of(tiny, backbone, precond, side).warnings == []
