@@ -27,8 +27,8 @@ def _others(computing: Any, out: Path) -> None:
 
 
 def _show(report: Any, out: Path) -> None:
-    print(report.markdown(), end="")
-    print(f"\n{out / 'report.json'}")
+    print(report.summary(), end="")
+    print(f"\nwhat made them:\n{out / 'report.md'}\n{out / 'report.json'}")
 
 
 def _require_unasked(protocol: str, given: Mapping[str, Any]) -> None:

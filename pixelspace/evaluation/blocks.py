@@ -6,7 +6,7 @@ processes shared the work nor on where it was once stopped.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,7 +147,12 @@ def _picture(folder: Path, number: int) -> Path:
 
 
 def _block(
-    images: Images, numbers: range, networks: Sequence[Network], captions: Sequence[str] | None, kept: Path | None
+    images: Images,
+    numbers: range,
+    networks: Sequence[Network],
+    captions: Sequence[str] | None,
+    kept: Path | None,
+    done: Callable[[int], object],
 ) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
     chunk = max(BATCH, images.chunk - images.chunk % BATCH)  # networks see a whole batch in any case
@@ -168,6 +173,7 @@ def _block(
                 frames = image[None] if image.ndim == 3 else image.transpose(0, 1)
                 save_image(grid_image(frames, len(frames), gap=0), _picture(kept, number))
         parts.append(found)
+        done(len(some))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -209,7 +215,5 @@ def compute(
     total, left = (sum(len(described.blocks[block]) for block in some) for some in (mine, to_do))
     with tqdm(total=total, initial=total - left, unit="img", desc=images.source, disable=not progress) as bar:
         for block in to_do:
-            numbers = described.blocks[block]
-            rows.write(block, _block(images, numbers, networks, captions, kept))
-            bar.update(len(numbers))
+            rows.write(block, _block(images, described.blocks[block], networks, captions, kept, bar.update))
     return rows

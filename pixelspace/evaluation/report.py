@@ -110,8 +110,8 @@ class Report:
             f"pixelspace {self.data['software'].get('pixelspace', '?')}"
         )
 
-    def markdown(self) -> str:
-        """Tables of the numbers and of what made them."""
+    def summary(self) -> str:
+        """The protocol and a table of the numbers, as Markdown."""
         lines = [f"# {shown(self.data['images']['source'])}", "", shown(self.line), ""]
         lines += ["| metric | value | better | how sure |", "|---|---|---|---|"]
         for row in self.data["numbers"]:
@@ -122,7 +122,11 @@ class Report:
             lines.append(table_row(row["name"], row["value"], row["better"], said))
         if self.data["notes"]:
             lines += ["", *(f"- {shown(note)}" for note in self.data["notes"])]
-        lines += ["", "| made with | |", "|---|---|"]
+        return "\n".join(lines) + "\n"
+
+    def markdown(self) -> str:
+        """The summary and a table of what made the numbers."""
+        lines = [self.summary(), "| made with | |", "|---|---|"]
         for key, entry in (("images", self.data["images"]), ("reference", self.data["reference"] or {})):
             lines += [table_row(f"{key}: {name}", value) for name, value in entry.items()]
         lines += [table_row(f"network: {net['name']}", net["sha256"]) for net in self.data["networks"]]
