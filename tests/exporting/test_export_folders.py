@@ -53,6 +53,11 @@ def test_a_pipeline_draws_the_model_s_images(pipeline):
     assert [image.size for image in pipe(num_images=2, generator=seeded(1)).images] == [(12, 8)] * 2
 
 
+def test_whoever_may_read_the_folder_may_read_its_weights(tmp_path):
+    to_diffusers(made(LABELLED), tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").rglob("*") if path.is_file()}) == 1
+
+
 def test_a_pipeline_reads_prompts_and_knows_nothing_without_its_encoder(pipeline):
     model = made(READING)
     model.nothing = dict(model.reader([""]).cond())

@@ -56,6 +56,6 @@ def to_diffusers(model: Model, out: Path, kept: Kept = "fp32") -> None:
                 "nothing": shapes,
             },
         )
-        save_file(
-            _contiguous(weights), folder / "denoiser/diffusion_pytorch_model.safetensors", metadata={"format": "pt"}
-        )
+        saved = folder / "denoiser/diffusion_pytorch_model.safetensors"
+        save_file(_contiguous(weights), saved, metadata={"format": "pt"})
+        shutil.copymode(folder / "model_index.json", saved)  # the library lets nobody else read it
