@@ -274,6 +274,11 @@ class Model:
             raise UserError(f"{name}: {len(prompts)} prompts for {n} images; n must be a multiple of their number")
         return prompts
 
+    @property
+    def guided(self) -> bool:
+        """Whether there is something to guide it by: classes, or text."""
+        return bool(self.config.backbone.num_classes or self.config.text)
+
     def plan(self, steps: int | None, sampler: str | None, guidance: float | None) -> Sampling:
         """How images are made with these settings in place of the model's own; None leaves one as it is.
 
@@ -292,6 +297,8 @@ class Model:
         if guidance is not None:
             if not 0 <= guidance < float("inf"):
                 raise UserError(f"guidance must be a number from 0 on, found {guidance}")
+            if guidance != 1 and not self.guided:
+                raise UserError("guidance: this model takes neither class nor prompt to be guided by; leave it out")
             plan = replace(plan, guidance=float(guidance))
         return plan
 

@@ -164,6 +164,15 @@ def test_a_label_for_a_model_without_classes_is_refused(model):
         draw(Model(plain, plain.backbone.build().state_dict(), "cpu"), label=0)
 
 
+def test_guidance_of_a_model_with_nothing_to_guide_it_by_is_refused(model):
+    config = replace(CONFIG, backbone=replace(CONFIG.backbone, num_classes=0), classes=())
+    plain = Model(config, config.backbone.build().state_dict(), "cpu")
+    assert model.guided and not plain.guided
+    assert torch.equal(draw(plain, 1, guidance=1.0), draw(plain, 1))
+    with pytest.raises(UserError, match="takes neither class nor prompt to be guided by; leave it out"):
+        draw(plain, 1, guidance=3.0)
+
+
 def test_denoised_is_the_preconditioned_network(model):
     x, sigma = torch.randn(2, 3, 16, 24), torch.tensor([0.3, 4.0])
     cond = {"label": torch.tensor([0, 2]), "unknown": torch.zeros(2)}

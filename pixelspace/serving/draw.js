@@ -40,11 +40,17 @@ function adapt() {
     options(select, sides.map((side) => [side, `${side} px`]), model.size[axis]);
   });
   const frames = model.frames > 1 ? `, clips of ${model.frames} frames` : "";
-  const own = `${model.steps} steps of ${model.sampler}, guidance ${model.guidance}`;
+  const own = `${model.steps} steps of ${model.sampler}${model.guided ? `, guidance ${model.guidance}` : ""}`;
   byId("about").textContent = `${model.name}: trained at ${model.size.join(" × ")} px${frames}; its own settings: ${own}`;
   options(byId("sampler"), offer.samplers.map((name) => [name, name]), model.sampler);
   byId("steps").value = model.steps;
   byId("guidance").value = model.guidance;
+  show("guidance-field", model.guided);
+  byId("over").querySelector("[value=guidance]").hidden = !model.guided;
+  if (!model.guided && byId("over").value === "guidance") {
+    byId("over").value = "";
+    show("values-field", false);
+  }
   show("levels-field", model.levels > 1);
 }
 
@@ -63,8 +69,8 @@ function asked(model) {
     size: [Number(byId("height").value), Number(byId("width").value)],
     steps: numberOr(byId("steps").value),
     sampler: byId("sampler").value,
-    guidance: numberOr(byId("guidance").value),
   };
+  if (model.guided) wanted.guidance = numberOr(byId("guidance").value);
   if (model.num_classes && byId("label").value !== "") wanted.label = Number(byId("label").value);
   if (model.text) {
     wanted.text = byId("text").value;
@@ -155,7 +161,9 @@ export function figureOf(run, number) {
 function command(settings) {
   const quoted = (word) => (/^[\w.,:/-]+$/.test(word) && !word.startsWith("-") ? word : `'${word.replaceAll("'", "'\\''")}'`);
   const words = ["pixelspace", "sample", quoted(settings.model), "-n", settings.of, "--seed", settings.seed, "--size", ...settings.size];
-  words.push("--steps", settings.steps, "--sampler", settings.sampler, "--guidance", settings.guidance);
+  words.push("--steps", settings.steps, "--sampler", settings.sampler);
+  const model = offer.models.find((one) => one.name === settings.model);
+  if (model?.guided ?? settings.guidance !== 1) words.push("--guidance", settings.guidance);
   if (settings.label !== null) words.push("--label", quoted(String(settings.label)));
   if (settings.text !== null) words.push("--text", quoted(settings.text));
   if (settings.negative !== null) words.push("--negative", quoted(settings.negative));
@@ -388,5 +396,4 @@ async function begin() {
   adapt();
 }
 
-byId("draw").disabled = true;
 begin();

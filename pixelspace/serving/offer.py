@@ -157,6 +157,7 @@ class Offered:
             "text": config.text is not None,
             "steps": config.sampling.steps,
             "sampler": config.sampling.solver,
+            "guided": self.model.guided,
             "guidance": config.sampling.guidance,
         }
 

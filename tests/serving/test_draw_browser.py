@@ -187,6 +187,7 @@ def test_only_the_fields_that_a_model_has_are_shown(page):
         page.locator("#model").select_option(model)
         for field in ("label", "text", "negative", "levels"):
             assert page.locator(f"#{field}-field").is_visible() == (field in shown), (model, field)
+        assert page.locator("#guidance-field").is_visible() == (model != "pyramid")
 
 
 def test_images_stand_side_by_side_over_guidance_seeds_and_models(page):

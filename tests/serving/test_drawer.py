@@ -85,6 +85,7 @@ def test_the_offer_says_of_each_model_what_it_takes(drawer_port):
     offer = json.loads(asked(drawer_port, path="/offer")[1])
     models = {one["name"]: one for one in offer["models"]}
     assert models["classes"]["num_classes"] and not models["classes"]["text"]
+    assert [models[name]["guided"] for name in ("classes", "text", "pyramid")] == [True, True, False]
     assert models["text"]["text"] and models["text"]["problem"] == ""
     assert (models["pyramid"]["levels"], models["clips"]["frames"]) == (2, 16)
     assert models["lost"]["problem"] == "this model's text encoder is not at hand; the server needs --encoder"
