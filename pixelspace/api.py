@@ -57,6 +57,18 @@ def _newest_stage(run: Path) -> Path:
     return stages[-1]
 
 
+def _require_model(path: Path) -> None:
+    """Raises CheckpointError where a folder is something else than a model's, which is not its damage."""
+    if (path / store.MANIFEST).exists() or (path / "state.json").exists():
+        return
+    runs = sorted(one.parent.name for one in path.glob("*/recipe.json"))
+    if runs:
+        raise CheckpointError(f"{path}: holds runs, and is none: give one of them: {', '.join(runs[:10])}")
+    if (path / "model_index.json").exists() or any(path.glob("denoiser.*")):
+        raise CheckpointError(f"{path}: is an export for other programs; give the run or model that it was made of")
+    raise CheckpointError(f"{path}: holds no model: expected a run's folder, a checkpoint's or a model's")
+
+
 def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema") -> Model:
     """The model in `path`: a model folder, a run, one of its stages or one of their checkpoints; or `hf://user/name`
     and `hf://user/name@revision`, one that was pushed to the Hugging Face Hub.
@@ -84,6 +96,7 @@ def load(path: Path | str, *, device: str = "auto", weights: Literal["ema", "raw
         if resumed is None:
             raise CheckpointError(f"{path}: a stage without a checkpoint yet")
         return _from_checkpoint(resumed.path, resumed.contents, weights, device)
+    _require_model(path)
     contents = store.read(path, kind=KIND)
     return Model(read_config(contents.state, path), contents.parts["model"], device, contents.parts.get("nothing"))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +94,10 @@ def sample(
     count = n if n is not None else len(prompts) or 16
     if not 1 <= count <= MAX_IMAGES:
         raise UserError(f"-n must be from 1 to {MAX_IMAGES:,}, found {count}")
+    own, large = opened.config.size, (size * 2)[:2] or opened.config.size
+    if rank == 0 and any(4 * side > 5 * trained for side, trained in zip(large, own, strict=True)):
+        said = f"{large[0]}x{large[1]} is more than the {own[0]}x{own[1]} that this model was trained at"
+        print(f"note: {said}: expect washed out or repeated things", file=sys.stderr, flush=True)
     plan = opened.plan(steps, sampler, guidance)
     asked = Asked(
         model=_identity(opened),

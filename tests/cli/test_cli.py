@@ -181,6 +181,14 @@ def test_samples_are_the_same_as_in_python(cli, run_folder):
             assert np.array_equal(np.array(image), expected[i].numpy())
 
 
+def test_a_size_that_was_not_learnt_is_drawn_and_noted(cli):
+    size = ("--size", "32", "--steps", "1", "-n", "1", "--quiet")
+    code, _, err = cli("sample", WEIGHTS, *size, "--out", "large")
+    assert code == 0 and err.startswith("note: 32x32 is more than the 16x16 that this model was trained at")
+    code, _, err = cli("sample", WEIGHTS, *size, "--size", "16", "--out", "own")
+    assert (code, err) == (0, "")
+
+
 def test_imported_weights_sample_and_start_a_training(cli):
     assert cli("import", WEIGHTS, "model")[0] == 0
     assert cli("sample", "model", "-n", "1", "--steps", "2", "--out", "a", "--quiet")[0] == 0
@@ -199,6 +207,15 @@ def test_imported_weights_sample_and_start_a_training(cli):
 
 def test_a_damaged_or_absent_model_is_refused(cli, run_folder, tmp_path):
     refused(cli("sample", "nowhere", "--out", "o"), 4, "nowhere: no such file")
+    refused(
+        cli("sample", run_folder.parent, "--out", "o"),
+        4,
+        f"holds runs, and is none: give one of them: {run_folder.name}",
+    )
+    (tmp_path / "pictures").mkdir()
+    refused(cli("sample", tmp_path / "pictures", "--out", "o"), 4, "pictures: holds no model: expected a run's folder")
+    (tmp_path / "pictures/model_index.json").write_text("{}")
+    refused(cli("sample", tmp_path / "pictures", "--out", "o"), 4, "is an export for other programs; give the run")
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     for path in copy.glob("*/checkpoints/*/ema.safetensors"):
