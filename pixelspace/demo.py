@@ -37,13 +37,15 @@ def report(run: Path, device: str = "auto") -> str:
     pairs = torch.stack([few, nearest(few, known)], 1).flatten(0, 1)
     beside = save_image(grid_image(pairs, 2 * COLUMNS // 3, scale=SCALE), run / "nearest.png")
 
-    before, *_, after = [row["loss"] for row in read_metrics(run / "00-train", "validation")]
+    rows = read_metrics(run / "00-train", "validation")
+    before, after, best = rows[0]["loss"], rows[-1]["loss"], min(rows, key=lambda row: row["loss"])
+    lowest = f" ({best['loss']:.4f} after {best['images']:,} images)" if best["loss"] < after else ""
     folder = run / "00-train"
     return "\n".join(
         [
             f"samples:                    {samples}",
             f"sample | nearest training:  {beside}",
             f"loss:                       {folder / 'loss.png'}",
-            f"held-out loss, {len(held_ids)} images:   {before:.4f} untrained, {after:.4f} trained",
+            f"held-out loss, {len(held_ids)} images:   {before:.4f} untrained, {after:.4f} trained{lowest}",
         ]
     )

@@ -19,6 +19,7 @@ SMALL = Path(__file__).with_name("small.py")
 SHOWN = ("text", "json", "")
 FEW = 8  # images drawn or judged
 STEPS = 4
+LONGER = 12  # images of a training that is made longer; small ones have 8
 SIDE = 32  # of images to encode
 STAYING = ("serve", "watch")  # they end when they are told to
 
@@ -78,6 +79,7 @@ def smaller(arguments: list[str]) -> list[str]:
     command, *rest = arguments
     if command == "train" and rest[0] in RECIPES and not rest[0].endswith("-debug"):
         rest[0] = f"{SMALL}:{rest[0]}"
+    rest = [re.sub(r"^(stages\.\d+\.images=)\d+$", rf"\g<1>{LONGER}", word) for word in rest]
     if command == "encode":
         rest = _at_most(rest, "--size", SIDE)
     if command == "evaluate" and "--count" not in rest:
@@ -123,10 +125,15 @@ def _python(words: list[str]) -> None:
     assert (ROOT / words[0]).is_file(), f"python: no file {words[0]}"
 
 
+def _activate(words: list[str]) -> None:
+    assert words == [".venv/bin/activate"]
+
+
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "pixelspace": _pixelspace,
     "torchrun": _torchrun,
     "pip": _pip,
+    ".": _activate,
     "make": _make,
     "python": _python,
 }
