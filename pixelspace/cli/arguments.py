@@ -51,7 +51,7 @@ def _options(command: Command) -> list[str]:
     return found
 
 
-def _line(said: str, name: str, command: Command | None) -> str:
+def _refusal(said: str, name: str, command: Command | None) -> UserError:
     """What tyro says in a box, in one line."""
     first, *others = _sections(said) or [["it cannot be understood"]]
     where, told = f"pixelspace {name}".strip(), " ".join(first).rstrip(".")
@@ -59,16 +59,18 @@ def _line(said: str, name: str, command: Command | None) -> str:
     if told.startswith("Unrecognized") and command is not None:
         unknown = re.split(r", | ", told.partition(": ")[2])[0]
         if unknown.startswith("-"):
-            return f"{where}: no option {unknown!r}; {nearest(unknown, _options(command))}; {see}"
-        return f"{where}: {unknown!r} is one argument too many; {see}"
+            return UserError(f"{where}: no option {unknown!r}; {nearest(unknown, _options(command))}; {see}")
+        return UserError(f"{where}: {unknown!r} is one argument too many; {see}")
     if told.startswith("Missing from") and len(first) > 2:
         option, what = first[1].partition(" ")[0], " ".join(first[2:]).replace(" (required)", "").rstrip(".")
         given = f"{option} is missing: {what}" if option.startswith("-") else f"give {what[:1].lower()}{what[1:]}"
-        return f"{where}: {given}; {see}"
+        return UserError(f"{where}: {given}; {see}")
     if (found := re.match(r"Error parsing ([^ :]+)", told)) and others and (brought := _BROUGHT.search(told)):
         kinds = [kind for word, kind in _KINDS.items() if word in " ".join(others[0][:2])]
-        return f"{where}: {found[1]}: expected {kinds[0] if kinds else 'another value'}, found {brought[1]}; {see}"
-    return f"{where}: {told}; {see}"
+        return UserError(
+            f"{where}: {found[1]}: expected {kinds[0] if kinds else 'another value'}, found {brought[1]}; {see}"
+        )
+    return UserError(f"{where}: {told}; {see}")
 
 
 def understood(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> Callable[[], None]:
@@ -94,4 +96,4 @@ def understood(arguments: Sequence[str] | None, commands: Mapping[str, Command])
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_line(said.getvalue(), name, commands.get(name))) from error
+        raise _refusal(said.getvalue(), name, commands.get(name)) from error
