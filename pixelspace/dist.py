@@ -23,6 +23,7 @@ from pixelspace.errors import PeerError, PixelspaceError, ResourceError, Stopped
 
 PATIENCE = 600.0  # seconds without a sign of life after which a rank is given up
 _BEAT = 1.0
+_LOOK = 0.1  # seconds after which a rank that waits looks again, at most
 _GRACE = 5.0  # seconds in which a rank whose peer has failed may notice by itself
 
 
@@ -112,10 +113,11 @@ class Ranks:
         pause = 0.001
         for key in keys:
             while not self._store.check([key]):
-                if failed := self.failed():
+                # Who failed by what all have told came here before: its word counts, and all find the same fault.
+                if (failed := self.failed()) and not self._store.check([key]):
                     raise PeerError(f"rank {self.rank}: stopped because of {failed}")
                 time.sleep(pause)
-                pause = min(1.5 * pause, 0.1)  # seldom, where many wait long for one
+                pause = min(1.5 * pause, _LOOK)  # seldom, where many wait long for one
         self._store.delete_key(before)  # read by all, or they would not be here
         return [json.loads(self._store.get(key)) for key in keys]
 
@@ -273,6 +275,8 @@ def joined(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
             raise PeerError(f"rank {ranks.rank}: stopped because of {failed}") from error
         line = _line(error)
         there = watch.fail(f"rank {ranks.rank}: {line}")
+        if ranks.first:  # with it goes the place where others still look
+            time.sleep(3 * _LOOK)
         if isinstance(error, PixelspaceError):
             error.told = not there.startswith(f"rank {ranks.rank}:") and there.partition(": ")[2] == line
         raise

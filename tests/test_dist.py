@@ -16,6 +16,30 @@ def at_once(work, count: int) -> list:
         return [job.result(timeout=30) for job in jobs]
 
 
+class Late:
+    """A store in which what a peer told is seen only once its failure has been: it told that first."""
+
+    def __init__(self, store):
+        self.store, self.asked = store, 0
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def check(self, keys):
+        self.asked += keys == ["met/1/1"]
+        return (keys != ["met/1/1"] or self.asked > 1) and self.store.check(keys)
+
+
+def test_who_fails_by_what_all_were_told_is_heard_first():
+    store = torch.distributed.HashStore()
+    store.set("met/1/1", '"other"')
+    store.set("failed", "rank 1: has another recipe")
+    assert Ranks(0, 2, Late(store)).meet("mine") == ["mine", "other"]
+    store.delete_key("met/1/1")
+    with pytest.raises(PeerError, match="stopped because of rank 1: has another recipe"):
+        Ranks(0, 2, store).meet("mine")
+
+
 def test_a_device_is_picked_by_name_or_by_itself():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type in ("cpu", "cuda", "mps")
