@@ -46,7 +46,8 @@ def shown(values: list[float]) -> str:
 
 def by_sampler(given: argparse.Namespace) -> None:
     """The demo's network with every sampler."""
-    from pixelspace.model import Model, ModelConfig
+    from pixelspace.model import Model
+    from pixelspace.model_config import ModelConfig
     from pixelspace.recipes.hdit import demo
     from pixelspace.sampling.solvers import SOLVERS
 

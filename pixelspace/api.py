@@ -12,7 +12,8 @@ from pixelspace.card import Origin
 from pixelspace.config import from_data, nearest
 from pixelspace.errors import CheckpointError, UserError
 from pixelspace.interop import k_diffusion, maskdit, ml_mdm
-from pixelspace.model import KIND, Model, ModelConfig
+from pixelspace.model import KIND, Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.recipes.values import VALUES
 from pixelspace.training import checkpoint
 from pixelspace.training.stage import Recipe

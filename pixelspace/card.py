@@ -1,13 +1,14 @@
 """The card of a model: what it is, how it was made, what was measured, and how it is used."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pixelspace.config import to_data
+from pixelspace.data.codec import Pixels
 from pixelspace.evaluation.report import Report, read_report, table_row
+from pixelspace.model_config import ModelConfig
 from pixelspace.places import without_places
 from pixelspace.training.log import read_metrics
 from pixelspace.training.stage import Recipe, Stage
@@ -51,35 +52,40 @@ class Origin:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says of a model beside its origin. `licence` is an SPDX name such as apache-2.0, or other; `sha256`
-    is of the weights; `data` names what it learnt from in words, and may be empty."""
+    """What a card says of a model beside its origin. `licence` is an SPDX name such as apache-2.0, or other; `data`
+    names what it learnt from in words, and may be empty; `sha256` is of the weights."""
 
     name: str
     licence: str
-    sha256: str
+    data: str
+    config: ModelConfig
     parameters: int
-    size: tuple[int, int]
-    network: str
-    classes: Sequence[str] = ()
-    num_classes: int = 0
-    reads_text: str = ""
-    latents: str = ""
-    frames: int = 1
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    data: str = ""
+    sha256: str
+
+    @property
+    def network(self) -> str:
+        return type(self.config.backbone).__name__.removesuffix("Config")
+
+    @property
+    def frames(self) -> int:
+        return self.config.backbone.tiles**2
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.backbone.num_classes
 
 
 def _front(facts: Facts) -> list[str]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
-    kind = "text-to-image" if facts.reads_text else "unconditional-image-generation"
-    kind = "text-to-video" if facts.frames > 1 and facts.reads_text else kind
+    kind = "text-to-image" if facts.config.text else "unconditional-image-generation"
+    kind = "text-to-video" if facts.frames > 1 and facts.config.text else kind
     lines = ["---", f"license: {facts.licence.lower()}", "library_name: pixelspace", f"pipeline_tag: {kind}"]
     return [*lines, "tags:", "- diffusion", "- pixelspace", f"- {facts.network.lower()}", "---"]
 
 
 def _use(facts: Facts) -> list[str]:
-    asked = ', text="..."' if facts.reads_text else ", label=0" if facts.num_classes else ""
-    flag = ' --text "..."' if facts.reads_text else " --label 0" if facts.num_classes else ""
+    asked = ', text="..."' if facts.config.text else ", label=0" if facts.num_classes else ""
+    flag = ' --text "..."' if facts.config.text else " --label 0" if facts.num_classes else ""
     return [
         "## Use",
         "",
@@ -97,17 +103,19 @@ def _use(facts: Facts) -> list[str]:
 
 
 def _model(facts: Facts) -> list[str]:
-    height, width = facts.size
-    what = f"{facts.frames} frames of {height} x {width} px" if facts.frames > 1 else f"{height} x {width} px"
-    rows = [("network", facts.network), ("parameters", f"{facts.parameters:,}"), ("draws", what)]
+    config, plan, frames = facts.config, facts.config.sampling, facts.frames
+    what = " x ".join(map(str, config.size)) + " px"
+    rows = [("network", facts.network), ("parameters", f"{facts.parameters:,}")]
+    rows.append(("draws", f"{frames} frames of {what}" if frames > 1 else what))
     if facts.num_classes:
-        shown = ", ".join(facts.classes[:20]) + (", ..." if len(facts.classes) > 20 else "")
+        shown = ", ".join(config.classes[:20]) + (", ..." if len(config.classes) > 20 else "")
         rows.append(("classes", f"{facts.num_classes}" + (f": {shown}" if shown else "")))
-    if facts.reads_text:
-        rows.append(("reads text by", f"{facts.reads_text} (not in this repository)"))
-    if facts.latents:
-        rows.append(("works on latents of", f"{facts.latents} (not in this repository)"))
-    rows += [(f"sampling: {name}", value) for name, value in facts.sampling.items()]
+    if config.text:
+        rows.append(("reads text by", f"{type(config.text).__name__} (not in this repository)"))
+    if not isinstance(config.codec, Pixels):
+        rows.append(("works on latents of", f"{type(config.codec).__name__} (not in this repository)"))
+    sampling = {"solver": plan.solver, "steps": plan.steps, "guidance": plan.guidance}
+    rows += [(f"sampling: {name}", value) for name, value in sampling.items()]
     return ["## Model", "", "| | |", "|---|---|", *(table_row(*row) for row in rows)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,22 @@ from tqdm import tqdm
 
 from pixelspace import hub, store
 from pixelspace.card import Facts, Origin, card, recipe_data
-from pixelspace.config import nearest, to_data, value
-from pixelspace.data.codec import Codec, Pixels
+from pixelspace.config import nearest, to_data
 from pixelspace.data.pictures import pictures
 from pixelspace.dist import pick_device
 from pixelspace.errors import UserError
 from pixelspace.interop.kl_vae import KLVAE
+from pixelspace.model_config import ModelConfig
 from pixelspace.nn.weights import digest, load_weights
-from pixelspace.noise.process import Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.places import without_places
 from pixelspace.sampling.generate import Sampling, generate
 from pixelspace.sampling.pyramid import Packing
 from pixelspace.sampling.solvers import SOLVERS
 from pixelspace.sampling.step import Step
-from pixelspace.text.encoder import Reader, TextEncoder
-from pixelspace.training.stage import Stage, check_threshold
+from pixelspace.text.encoder import Reader
 from pixelspace.training.words import asked, check_widths
-from pixelspace.types import BackboneConfig, Cond
+from pixelspace.types import Cond
 
 KIND = "model"
 MAX_IMAGES = 1_000_000
@@ -51,49 +49,6 @@ class Forming(NamedTuple):
 
 
 Label = int | str | Sequence[int | str] | Tensor
-
-
-@value
-class ModelConfig:
-    """All of a model but its weights. `size` is that of an image, or of each frame of a clip; `classes` may be empty
-    where only their number is known. Of a network that draws an image at several sizes at once `pyramid` says how
-    (None: the image alone). `text` reads prompts; `text_identity` says which weights it had in training ("": any)."""
-
-    backbone: BackboneConfig
-    process: Process
-    sampling: Sampling
-    size: tuple[int, int]
-    codec: Codec = Pixels()
-    pyramid: Pyramid | None = None
-    text: TextEncoder | None = None
-    text_identity: str = ""
-    classes: tuple[str, ...] = ()
-    precision: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        pyramid = self.pyramid or Pyramid((1,))
-        if (pyramid.factors, pyramid.tiles) != (self.backbone.pyramid, self.backbone.tiles):
-            raise UserError(
-                f"pyramid: the network has levels {self.backbone.pyramid} and {self.backbone.tiles} x "
-                f"{self.backbone.tiles} frames; found {self.pyramid}"
-            )
-        check_threshold(self.sampling, self.codec)
-
-    @classmethod
-    def of(cls, stage: Stage, classes: tuple[str, ...] = (), text_identity: str = "") -> "ModelConfig":
-        """What a stage trains."""
-        return cls(
-            backbone=stage.backbone,
-            process=stage.objective.process,
-            sampling=stage.sampling,
-            size=stage.size,
-            codec=stage.codec,
-            pyramid=stage.objective.layout,
-            text=stage.text.direct if stage.text else None,
-            text_identity=text_identity,
-            classes=classes if stage.backbone.num_classes else (),
-            precision=stage.precision,
-        )
 
 
 class Model:
@@ -486,23 +441,8 @@ class Model:
         """The card of this model as the repository `name`, in Markdown: what it is, how it is used, and as far as its
         run says that, how it was made and what was measured of these very weights. `licence` is as the hub has it,
         such as apache-2.0, or other; `data` names in words what it learnt from."""
-        config, backbone = self.config, self.config.backbone
-        plan = config.sampling
-        facts = Facts(
-            name=hub.check_name(name),
-            licence=hub.check_licence(licence),
-            sha256=self.sha256,
-            parameters=sum(parameter.numel() for parameter in self.backbone.parameters()),
-            size=config.size,
-            network=type(backbone).__name__.removesuffix("Config"),
-            classes=config.classes,
-            num_classes=backbone.num_classes,
-            reads_text=type(config.text).__name__ if config.text else "",
-            latents=type(config.codec).__name__ if not isinstance(config.codec, Pixels) else "",
-            frames=backbone.tiles**2,
-            sampling={"solver": plan.solver, "steps": plan.steps, "guidance": plan.guidance},
-            data=data,
-        )
+        parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
+        facts = Facts(hub.check_name(name), hub.check_licence(licence), data, self.config, parameters, self.sha256)
         return card(facts, self.origin)
 
     def push_to_hub(

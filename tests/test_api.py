@@ -6,7 +6,8 @@ import torch
 import pixelspace as ps
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level, Neighborhood
 from pixelspace.errors import CheckpointError, UserError
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, Process
 from pixelspace.sampling.generate import Sampling

@@ -14,7 +14,8 @@ from pixelspace.data.emoji import Emoji
 from pixelspace.data.loader import Data
 from pixelspace.errors import UserError
 from pixelspace.interop.kl_vae import KLVAE
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.noise.clock import TableIndex
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid

@@ -9,7 +9,8 @@ import pixelspace as ps
 from pixelspace.backbones.hdit import Global, HDiTConfig, Level
 from pixelspace.drawing import draw_items
 from pixelspace.errors import UserError
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.nn.text import Text
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, Process

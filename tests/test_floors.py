@@ -13,6 +13,7 @@ FLOORS = (
     {"noise", "nn"},
     {"backbones", "objectives", "sampling", "growth", "data", "text"},
     {"training", "evaluation", "interop"},
+    {"model_config"},
     {"card"},
     {"recipes", "model"},
     {"api"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from pixelspace.config import to_data
 from pixelspace.errors import ResourceError, UserError
-from pixelspace.model import ModelConfig
+from pixelspace.model_config import ModelConfig
 from pixelspace.places import without_places
 
 

@@ -12,7 +12,8 @@ from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
 from pixelspace.interop.ml_mdm import read_config
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.noise.process import VPV, Process
 from pixelspace.noise.pyramid import Pyramid
 from pixelspace.sampling.generate import Sampling

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pixelspace.cli.given import recipe_of
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from tests.serving.served import asked
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,8 @@ from pixelspace.backbones.maskdit import MaskDiTConfig
 from pixelspace.backbones.nested import NestedUNetConfig
 from pixelspace.backbones.unet import UNetConfig
 from pixelspace.backbones.unet_body import UNetBody, UNetLevel
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.nn.text import Text
 from pixelspace.noise.levels import Karras
 from pixelspace.noise.process import EDM, VPV, Process

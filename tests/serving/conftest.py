@@ -7,7 +7,8 @@ import pytest
 
 from pixelspace.api import open_model
 from pixelspace.cli.given import recipe_of
-from pixelspace.model import Model, ModelConfig
+from pixelspace.model import Model
+from pixelspace.model_config import ModelConfig
 from pixelspace.serving.drawer import page
 from pixelspace.serving.offer import Offer
 from tests.conftest import GOLDENS
