@@ -7,7 +7,7 @@ a table of names the caller hands in; `override` sets one field by its dotted pa
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -147,13 +147,25 @@ def override(data: Any, setting: str) -> Any:
     return _replaced(data, path.split("."), new, path)
 
 
+def _paths_to(name: str, data: Any) -> Iterator[str]:
+    """The dotted paths of all settings of this name in plain data."""
+    for key, item in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        if key == name:
+            yield name
+        yield from (f"{key}.{below}" for below in _paths_to(name, item))
+
+
 def _replaced(data: Any, keys: list[str], new: Any, path: str) -> Any:
     if not keys:
         return new
     key, rest = keys[0], keys[1:]
     if isinstance(data, dict):
         if key not in data:
-            raise UserError(f"{path}: no setting {key!r} in {data.get('type', 'it')}; {nearest(key, data.keys())}")
+            before = path.removesuffix(".".join(keys))
+            deeper = next((f"did you mean {before}{found}?" for found in _paths_to(key, data)), "")
+            raise UserError(
+                f"{path}: no setting {key!r} in {data.get('type', 'it')}; {deeper or nearest(key, data.keys())}"
+            )
         return {**data, key: _replaced(data[key], rest, new, path)}
     if isinstance(data, list):
         if key == "*":

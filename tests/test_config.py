@@ -50,6 +50,7 @@ def test_any_number_and_text_survives_json(side, corners, name):
         ("shape.side=abc", r"shape\.side: .*number.*'abc'"),
         ("shape.side=-1", r"shape: side cannot be negative, found -1"),
         ("shape.sidde=1", r"no setting 'sidde' in Square; did you mean 'side'\?"),
+        ("corners=[1,2]", r"corners: no setting 'corners' in Drawing; did you mean shape\.corners\?$"),
         ("shape.corners=[1,true]", r"shape\.corners\.1: .*integer.*True"),
         ("shape.corners.5=1", r"'5' is no index here; give 0 to 1"),
         ("shape.side.x=1", r"nothing lies below a plain value"),
