@@ -335,6 +335,13 @@ def test_a_script_without_a_main_guard_reads_alone(many, tmp_path):
     assert done.stdout == "149\n"
 
 
+def test_whatever_ends_a_pool_gives_up_what_was_not_begun():
+    with pytest.raises(KeyboardInterrupt), indexing._pool(1) as pool:
+        jobs = [pool.submit(time.sleep, 0.2) for _ in range(20)]
+        raise KeyboardInterrupt
+    assert sum(job.cancelled() for job in jobs) > 10 and all(job.done() for job in jobs)
+
+
 def test_an_interrupt_ends_all_processes_at_once(many):
     code = """
 import signal, sys
