@@ -392,8 +392,8 @@ async function begin() {
   byId("steps").max = offer.limits.steps;
   byId("guidance").max = offer.limits.guidance;
   byId("seed").value = "0";
-  await recall();
   adapt();
+  await recall();
 }
 
 begin();
