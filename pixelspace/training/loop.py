@@ -380,7 +380,7 @@ class StageRun:
 
         with bar, asked_to_stop() as stop, float32_products(stage.tf32):
             stream = batches(positions, self.images, stage.batch, self.device, self.engine.rows)
-            pace = Pace(stage.data.workers, self.device)
+            pace = Pace(stage.data.workers)
             while self.images < stage.images:
                 raw = pace.next(stream)
                 self.note_unreadable(raw)

@@ -5,19 +5,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from pixelspace.data.loader import Raw
 
 _STARVES, _SURE = 0.1, 30.0
 
 
 class Pace:
-    """Counts seconds, but for those `paused`, and those of them that `next` waited; `workers` processes read data for
-    `device`."""
+    """Counts seconds, but for those `paused`, and those of them that `next` waited; `workers` processes read data."""
 
-    def __init__(self, workers: int, device: torch.device):
-        self.workers, self.device = workers, device
+    def __init__(self, workers: int):
+        self.workers = workers
         self._since, self._wait = time.monotonic(), 0.0
         self._seconds = self._waited = 0.0  # of all that was taken but for the first time, when workers are starting
         self._begun, self._told = False, False
@@ -54,6 +51,6 @@ class Pace:
             return ""
         self._told = True
         said, more = f"it waits for data {self._waited / self._seconds:.0%} of the time", max(1, 2 * self.workers)
-        if self.device.type == "cpu" or more > (os.cpu_count() or 1):  # workers would take cores from one another
+        if more > (os.cpu_count() or 1):
             return f"{said}: files of about twice the size that is trained at are read faster"
         return f"{said}; --set stages.*.data.workers={more} reads ahead in processes of their own"

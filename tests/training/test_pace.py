@@ -1,10 +1,7 @@
 import pytest
-import torch
 
 from pixelspace.training import pace
 from pixelspace.training.pace import Pace
-
-CPU = torch.device("cpu")
 
 
 class Clock:
@@ -38,7 +35,7 @@ def trained(of, clock, steps, wait, work):
 
 
 def test_waits_are_counted_and_what_is_done_in_between_is_not(clock):
-    of = Pace(0, CPU)
+    of = Pace(0)
     assert trained(of, clock, 10, 0.25, 0.75) == (10, 0.25)
     with of.paused():
         clock.now += 1000
@@ -54,7 +51,7 @@ def test_waits_are_counted_and_what_is_done_in_between_is_not(clock):
     [(0, "data.workers=1 reads"), (2, "data.workers=4 reads"), (3, "are read faster")],
 )
 def test_a_training_that_waits_is_told_once_what_helps(clock, workers, said):
-    of = Pace(workers, torch.device("cuda"))
+    of = Pace(workers)
     trained(of, clock, 1, 500, 1)  # while workers start
     assert of.advice() == ""
     trained(of, clock, 29, 0.25, 0.75)
@@ -66,17 +63,8 @@ def test_a_training_that_waits_is_told_once_what_helps(clock, workers, said):
     assert of.advice() == ""
 
 
-def test_on_a_cpu_workers_would_take_what_they_give(clock):
-    of = Pace(0, CPU)
-    for _ in range(2):
-        trained(of, clock, 40, 0.25, 0.75)
-    assert of.advice() == (
-        "it waits for data 25% of the time: files of about twice the size that is trained at are read faster"
-    )
-
-
 def test_a_training_that_hardly_waits_is_told_nothing(clock):
-    of = Pace(0, CPU)
+    of = Pace(0)
     for _ in range(5):
         trained(of, clock, 20, 0.09, 0.91)
         assert of.advice() == ""
