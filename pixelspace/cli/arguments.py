@@ -81,7 +81,7 @@ def understood(arguments: Sequence[str] | None, commands: Mapping[str, Command])
         SystemExit: help was asked for and printed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    name = given[0] if given and not given[0].startswith("-") else ""
+    name = "" if given[0].startswith("-") else given[0]
     if name and name not in commands:
         raise UserError(f"no command {name!r}; {nearest(name, commands)}")
     said = io.StringIO()
